@@ -1,0 +1,94 @@
+"""What codec.json declares: the model, its input, the latent's shape and layers, where it came from."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_CHANNELS = 65_536
+MAX_TOKENS = 65_536
+MAX_SYMBOLS = 1 << 28  # of one tile: bounds what a hostile codec can make a reader allocate
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[a-z0-9_]+\.safetensors$")]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSpec(_Closed):
+    """What the encoder is fed: bands by name, scaled `(value - mean) / std`, resized to `size` x `size` pixels."""
+
+    bands: list[str] = Field(min_length=1, max_length=256)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    size: int = Field(ge=1, le=8192)
+
+    @model_validator(mode="after")
+    def _one_number_a_band(self) -> "InputSpec":
+        if not len(self.bands) == len(self.mean) == len(self.std):
+            raise ValueError("bands, mean and std must be of one length")
+        return self
+
+
+class LayerSpec(_Closed):
+    """A group of consecutive channels with its own bytes in the payload, in order of importance."""
+
+    channels: int = Field(ge=1, le=MAX_CHANNELS)
+    scale: int = Field(default=1, ge=1, le=64)
+    """Grid scale: the layer's token grid is the codec's grid divided by this."""
+
+
+class Lineage(_Closed):
+    """Where a codec came from."""
+
+    parent: str | None = None
+    """Checkpoint or codec that training began from; null where it began from random weights."""
+    data: str
+    """What it was trained on."""
+    licence: str
+    """Terms of the training data."""
+    beta: float = Field(ge=0)
+    """Weight of the rate: the loss is MSE + beta * bits per element."""
+    bits_per_symbol: float = Field(ge=0)
+    """Measured on real payloads when the codec was made."""
+
+
+class CodecSpec(_Closed):
+    """The whole of codec.json; its canonical bytes name the codec."""
+
+    format_version: Literal[1] = 1
+    family: Literal["mae_vit"]
+    architecture: dict[str, int]
+    encoder_id: Sha256
+    input: InputSpec
+    grid: tuple[int, int]
+    """Token rows and columns."""
+    channels: int = Field(ge=1, le=MAX_CHANNELS)
+    layers: list[LayerSpec] = Field(min_length=1, max_length=64)
+    lineage: Lineage
+    files: dict[FileName, Sha256]
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "CodecSpec":
+        if min(self.grid) < 1 or self.tokens > MAX_TOKENS:
+            raise ValueError(f"grid {self.grid} has {self.tokens} tokens, 1 to {MAX_TOKENS} are allowed")
+        if sum(layer.channels for layer in self.layers) != self.channels:
+            raise ValueError("the layers' channels must add up to the codec's")
+        if self.tokens * self.channels > MAX_SYMBOLS:
+            raise ValueError(f"a tile of {self.tokens} x {self.channels} symbols is over the limit of {MAX_SYMBOLS}")
+        if any(layer.scale != 1 for layer in self.layers):
+            raise ValueError("layers of another grid scale need a later release of nec_ray")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a tile."""
+        return self.grid[0] * self.grid[1]
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way a JSON document is written where its hash names it: sorted keys, no spaces, UTF-8."""
+    import json
+
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

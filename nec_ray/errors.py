@@ -1,0 +1,108 @@
+"""Typed errors, grouped by what a caller would do about them.
+
+    NecError
+    ├── InputError            what was asked for is wrong: change the command and run it again
+    │   ├── NotFound              a file, folder, URL, codec or version that is not there
+    │   ├── BadSource             a source that cannot be read as tiles
+    │   ├── BadCatalog            a Parquet file that is not a tile catalog
+    │   ├── BadRecipe             a recipe or config with an unknown key or an impossible value
+    │   ├── BadQuery              SQL that does not parse, or that does more than read
+    │   ├── BadLabels             labels that match no tile, or too few classes
+    │   ├── BadCheckpoint         a checkpoint that is not what its name says
+    │   ├── CodecMismatch         a codec, head or archive that does not fit the other
+    │   ├── MixedCodecs           embeddings of several encoders in one pull
+    │   └── MissingDependency     an optional package that this command needs
+    ├── DataError             bytes are damaged: restore them, or encode again
+    │   ├── CorruptPayload
+    │   ├── CorruptCodec
+    │   ├── CorruptPack
+    │   └── CorruptIndex
+    ├── UnsupportedFormat     written by a later release: update nec_ray
+    ├── ConflictError         somebody else committed first: read the new version and try again
+    ├── StorageError          the store refused or broke off: check it, then run the same command again
+    └── RunError              a training or encoding run failed as a whole: its message says how to go on
+"""
+
+
+class NecError(Exception):
+    """Base of every error that a user can mend; its message is one line: what, where, what to do."""
+
+
+class InputError(NecError):
+    """What was asked for is wrong."""
+
+
+class NotFound(InputError):
+    """A file, folder, URL, codec or version that is not there."""
+
+
+class BadSource(InputError):
+    """A source that cannot be read as tiles."""
+
+
+class BadCatalog(InputError):
+    """A Parquet file that is not a tile catalog."""
+
+
+class BadRecipe(InputError):
+    """A recipe or config with an unknown key or an impossible value."""
+
+
+class BadQuery(InputError):
+    """SQL that does not parse, or that does more than read."""
+
+
+class BadLabels(InputError):
+    """Labels that match no tile, or too few classes."""
+
+
+class BadCheckpoint(InputError):
+    """A checkpoint that is not what its name says."""
+
+
+class CodecMismatch(InputError):
+    """A codec, head or archive that does not fit the other."""
+
+
+class MixedCodecs(InputError):
+    """Embeddings of several encoders in one pull."""
+
+
+class MissingDependency(InputError):
+    """An optional package that this command needs is not installed."""
+
+
+class DataError(NecError):
+    """Bytes are damaged."""
+
+
+class CorruptPayload(DataError):
+    """A payload that fails its checksum or does not decode."""
+
+
+class CorruptCodec(DataError):
+    """A codec directory whose hashes, tables or golden payloads do not hold."""
+
+
+class CorruptPack(DataError):
+    """A pack whose header or footer does not read."""
+
+
+class CorruptIndex(DataError):
+    """An index that names files outside the archive, or rows that cannot be."""
+
+
+class UnsupportedFormat(NecError):
+    """A format version that this release does not know."""
+
+
+class ConflictError(NecError):
+    """Another writer changed the same rows first."""
+
+
+class StorageError(NecError):
+    """The store refused, or broke off."""
+
+
+class RunError(NecError):
+    """A training or encoding run failed as a whole."""
