@@ -1,26 +1,26 @@
 """Typed errors, grouped by what a caller would do about them.
 
-    NecError
-    ├── InputError            what was asked for is wrong: change the command and run it again
-    │   ├── NotFound              a file, folder, URL, codec or version that is not there
-    │   ├── BadSource             a source that cannot be read as tiles
-    │   ├── BadCatalog            a Parquet file that is not a tile catalog
-    │   ├── BadRecipe             a recipe or config with an unknown key or an impossible value
-    │   ├── BadQuery              SQL that does not parse, or that does more than read
-    │   ├── BadLabels             labels that match no tile, or too few classes
-    │   ├── BadCheckpoint         a checkpoint that is not what its name says
-    │   ├── CodecMismatch         a codec, head or archive that does not fit the other
-    │   ├── MixedCodecs           embeddings of several encoders in one pull
-    │   └── MissingDependency     an optional package that this command needs
-    ├── DataError             bytes are damaged: restore them, or encode again
-    │   ├── CorruptPayload
-    │   ├── CorruptCodec
-    │   ├── CorruptPack
-    │   └── CorruptIndex
-    ├── UnsupportedFormat     written by a later release: update nec_ray
-    ├── ConflictError         somebody else committed first: read the new version and try again
-    ├── StorageError          the store refused or broke off: check it, then run the same command again
-    └── RunError              a training or encoding run failed as a whole: its message says how to go on
+NecError
+├── InputError            what was asked for is wrong: change the command and run it again
+│   ├── NotFound              a file, folder, URL, codec or version that is not there
+│   ├── BadSource             a source that cannot be read as tiles
+│   ├── BadCatalog            a Parquet file that is not a tile catalog
+│   ├── BadRecipe             a recipe or config with an unknown key or an impossible value
+│   ├── BadQuery              SQL that does not parse, or that does more than read
+│   ├── BadLabels             labels that match no tile, or too few classes
+│   ├── BadCheckpoint         a checkpoint that is not what its name says
+│   ├── CodecMismatch         a codec, head or archive that does not fit the other
+│   ├── MixedCodecs           embeddings of several encoders in one pull
+│   └── MissingDependency     an optional package that this command needs
+├── DataError             bytes are damaged: restore them, or encode again
+│   ├── CorruptPayload
+│   ├── CorruptCodec
+│   ├── CorruptPack
+│   └── CorruptIndex
+├── UnsupportedFormat     written by a later release: update nec_ray
+├── ConflictError         somebody else committed first: read the new version and try again
+├── StorageError          the store refused or broke off: check it, then run the same command again
+└── RunError              a training or encoding run failed as a whole: its message says how to go on
 """
 
 

@@ -1,0 +1,430 @@
+"""The `nec` command: parse, call, print.
+
+Exit codes: 0 done; 1 a typed error, one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from nec_ray.errors import MissingDependency, NecError
+
+app = typer.Typer(
+    name="nec",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Neural Embedding Compression on Ray: train, encode, query and pull compressed embeddings of imagery.",
+)
+tiles_app = typer.Typer(no_args_is_help=True, help="Tile catalogs: where each tile's pixels are.")
+app.add_typer(tiles_app, name="tiles")
+
+_notes = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Where = Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")]
+Layers = Annotated[int | None, typer.Option(help="Only the first layers of each payload.", min=1)]
+AtVersion = Annotated[str | None, typer.Option("--version", help="Number of a version, or a time with its zone.")]
+
+
+class Format(StrEnum):
+    """How a query's result is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+class DecoderLayer(StrEnum):
+    """What a head does with the codec's first decoder layer."""
+
+    none = "none"
+    frozen = "frozen"
+    trained = "trained"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("nec-demo"),
+    restart: Annotated[
+        bool, typer.Option(help="Start clean instead of going on where an earlier run stopped.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole road on the built-in real scene, with pictures; a second run goes on where the first stopped."""
+    from nec_ray.runtime.demo import run_demo
+
+    _print(run_demo(out, restart=restart, say=_say(as_json)), as_json)
+
+
+@tiles_app.command("build")
+def tiles_build(
+    source: Annotated[
+        str,
+        typer.Argument(help="GeoTIFF/COG, a folder of them, or a folder of images (class folders give labels)."),
+    ],
+    out: Annotated[Path, typer.Option(help="The catalog, a Parquet file.")],
+    tile_size: Annotated[
+        int | None, typer.Option(help="Pixels a side of a window (GeoTIFF); 64 where not given.", min=1)
+    ] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Names of the bands, comma-separated, where the file has none.")
+    ] = None,
+    nodata: Annotated[
+        float | None, typer.Option(help="Value that marks missing pixels, where the file does not say.")
+    ] = None,
+    sensor: Annotated[str | None, typer.Option(help="Platform or instrument.")] = None,
+    acquired_at: Annotated[datetime | None, typer.Option(help="Time of acquisition, UTC.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the imagery; carried into the archive.")] = None,
+    attribution: Annotated[str | None, typer.Option(help="Whom to name; carried into the archive.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build a tile catalog."""
+    from nec_ray.tiles import build_catalog, write_catalog
+
+    with _bar("reading tiles", as_json) as advance:
+        catalog = build_catalog(
+            source,
+            tile_size=tile_size,
+            bands=bands.split(",") if bands else None,
+            nodata=nodata,
+            sensor=sensor,
+            acquired_at=acquired_at,
+            licence=licence,
+            attribution=attribution,
+            progress=advance,
+        )
+    write_catalog(catalog, str(out))
+    labels = catalog.table["label"].combine_chunks().drop_null().unique()
+    _print({"catalog": str(out), "tiles": len(catalog), "classes": len(labels)}, as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file; its keys are in schemas/recipe.schema.json.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as train.beta=0.02.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; the codec is written to OUT/codec.")] = Path(
+        "nec-train"
+    ),
+    restart: Annotated[
+        bool, typer.Option(help="Throw an earlier run in OUT away instead of going on with it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Adapt a foundation model for compression; the same command again goes on where it stopped."""
+    from nec_ray.codec import load_codec
+    from nec_ray.runtime.recipe import read_recipe
+    from nec_ray.runtime.train import train as run
+
+    parsed = read_recipe(recipe, set_ or [])
+    folder = run(parsed, out, restart=restart, progress=_say(as_json))
+    codec = load_codec(folder)
+    facts = {
+        "codec": str(folder),
+        "codec_id": codec.id,
+        "bits_per_symbol": codec.spec.lineage.bits_per_symbol,
+    }
+    _print(facts, as_json)
+
+
+@app.command()
+def encode(
+    catalog: Annotated[str, typer.Argument(help="A tile catalog.")],
+    archive: Annotated[str, typer.Argument(help="The archive: a path or URL; created where it is not there.")],
+    codec: Annotated[
+        str | None, typer.Option(help="Codec directory, or first digits of the id of one in the archive.")
+    ] = None,
+    where: Where = None,
+    workers: Annotated[int | None, typer.Option(help="Encoder processes; one a core where not given.", min=1)] = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Encode failed tiles again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Encode a catalog into an archive; the same command again goes on after any stop."""
+    from nec_ray.runtime.encode import encode as run
+    from nec_ray.runtime.encode import prepare
+
+    if dry_run:
+        _, chosen, todo, _, _ = prepare(
+            catalog, archive, codec_url=codec, where=where, retry_failed=retry_failed, create=False
+        )
+        facts = {
+            "archive": archive,
+            "codec_id": chosen.id,
+            "tiles": todo.tiles,
+            "to_encode": todo.todo,
+            "shards": todo.shards_todo,
+        }
+        _print(facts, as_json)
+        return
+    with _bar("encoding tiles", as_json) as advance:
+        account = run(
+            catalog,
+            archive,
+            codec_url=codec,
+            where=where,
+            workers=workers,
+            local=local,
+            retry_failed=retry_failed,
+            progress=lambda done, todo, _: advance(done, todo),
+        )
+    _print(account.to_dict(), as_json, account.lines())
+
+
+@app.command()
+def query(
+    archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
+    sql: Annotated[str, typer.Argument(help="One SELECT over the view `embeddings`.")],
+    format_: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
+    version: AtVersion = None,
+) -> None:
+    """SQL over an archive's index; nec_decode(payload) gives embeddings."""
+    from nec_ray.archive import open_archive
+
+    result = open_archive(archive, version).sql(sql).to_arrow_table()
+    if format_ is Format.table:
+        _out.print(_as_table(result.slice(0, _ROWS_SHOWN)))
+        if result.num_rows > _ROWS_SHOWN:
+            _notes.print(f"{_ROWS_SHOWN} of {result.num_rows:,} rows; --format csv prints all")
+    elif format_ is Format.json:
+        for row in result.to_pylist():
+            sys.stdout.write(json.dumps(row, default=_plain) + "\n")
+    else:
+        _write_binary(result, format_)
+
+
+@app.command()
+def pull(
+    archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
+    out: Annotated[Path, typer.Option(help="File to write: .npz, .zarr or .parquet.")],
+    where: Where = None,
+    layers: Layers = None,
+    version: AtVersion = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch and decode embeddings."""
+    from nec_ray.archive import open_archive
+    from nec_ray.archive.export import check_out, write_pull
+
+    check_out(out)
+    pulled = open_archive(archive, version).pull(where, layers)
+    write_pull(pulled, out)
+    _, tokens, channels = pulled.embeddings.shape
+    facts = {
+        "out": str(out),
+        "tiles": len(pulled),
+        "tokens": tokens,
+        "channels": channels,
+        "payload_bytes": int(pulled.n_bytes.sum()),
+        "encoder_id": pulled.encoder_id,
+    }
+    _print(facts, as_json)
+
+
+@app.command()
+def head(
+    archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
+    labels: Annotated[Path, typer.Option(help="Parquet, CSV or GeoJSON of labels, or a catalog with a label column.")],
+    out: Annotated[Path, typer.Option(help="Folder for the head, its metrics and pictures.")],
+    task: Annotated[str, typer.Option(help="classification")] = "classification",
+    decoder_layer: Annotated[
+        DecoderLayer, typer.Option(help="Use the codec's first decoder layer.")
+    ] = DecoderLayer.none,
+    layers: Layers = None,
+    where: Where = None,
+    seed: Annotated[int, typer.Option(help="Seed of the head's weights and batches.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a light head on pulled embeddings."""
+    from nec_ray.archive import open_archive
+    from nec_ray.evaluate import train_head_on_archive
+
+    with _bar("training the head", as_json) as advance:
+        metrics = train_head_on_archive(
+            open_archive(archive),
+            labels,
+            out,
+            task=task,
+            decoder_layer=decoder_layer.value,
+            layers=layers,
+            where=where,
+            seed=seed,
+            progress=advance,
+        )
+    shown = ("accuracy", "majority", "tiles", "train_tiles", "test_tiles", "bytes_per_tile")
+    _print(
+        metrics,
+        as_json,
+        [f"{key.replace('_', ' ')}: {_number(metrics[key])}" for key in shown] + [f"results: {out}"],
+    )
+
+
+@app.command()
+def predict(
+    archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
+    head_dir: Annotated[Path, typer.Option("--head", help="Folder that `nec head` wrote.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    where: Where = None,
+    as_json: Json = False,
+) -> None:
+    """Apply a head to tiles of an archive."""
+    from nec_ray.archive import open_archive
+    from nec_ray.evaluate import predict as run
+
+    table = run(open_archive(archive), head_dir, where, out)
+    _print({"out": str(out), "tiles": table.num_rows}, as_json)
+
+
+_ROWS_SHOWN = 40
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        if not quiet:
+            _notes.print(text, markup=False)
+
+    return say
+
+
+@contextmanager
+def _bar(what: str, quiet: bool) -> Iterator[Any]:
+    """A progress bar on stderr; the value is called with (done, total)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_notes, disable=quiet, transient=not _notes.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _print(facts: dict[str, Any], as_json: bool, lines: list[str] | None = None) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(facts, default=_plain) + "\n")
+        return
+    for line in lines or [f"{key.replace('_', ' ')}: {_number(value)}" for key, value in facts.items()]:
+        _out.print(line, markup=False)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)
+
+
+def _as_table(rows: Any) -> Table:
+    table = Table(show_lines=False)
+    for name in rows.column_names:
+        table.add_column(name, overflow="fold")
+    for row in rows.to_pylist():
+        cells = [
+            json.dumps(v, default=_plain)
+            if isinstance(v, dict | list)
+            else ""
+            if v is None
+            else str(_plain(v) if isinstance(v, bytes) else v)
+            for v in row.values()
+        ]
+        table.add_row(*(cell if len(cell) <= 120 else f"{cell[:117]}..." for cell in cells))
+    return table
+
+
+def _write_binary(result: Any, format_: Format) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    sink = pa.PythonFile(sys.stdout.buffer, mode="w")
+    if format_ is Format.csv:
+        nested = [f.name for f in result.schema if pa.types.is_nested(f.type) or pa.types.is_binary(f.type)]
+        for name in nested:  # CSV has no nested values: they stand as JSON, bytes as hexadecimal digits
+            texts = [
+                None if v is None else v.hex() if isinstance(v, bytes) else json.dumps(v, default=_plain)
+                for v in result[name].to_pylist()
+            ]
+            result = result.set_column(result.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+        pyarrow.csv.write_csv(result, sink)
+    elif sys.stdout.isatty():
+        raise NecError("Parquet is no text; send it to a file: nec query ... --format parquet > result.parquet")
+    else:
+        pyarrow.parquet.write_table(result, sink)
+
+
+def main() -> None:
+    """Entry point of the `nec` command."""
+    import click
+
+    from nec_ray.runtime.encode import Interrupted
+
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except NecError as error:
+        code = _fail(str(error))
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if not extra:
+            raise
+        code = _fail(
+            str(MissingDependency(f"this command needs {error.name}; install it with pip install 'nec-ray[{extra}]'"))
+        )
+    except Interrupted as stop:
+        _notes.print(f"nec: {stop}", markup=False)
+        code = 130
+    except (KeyboardInterrupt, click.Abort):
+        _notes.print("nec: stopped; run the same command again to go on")
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has enough
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+_EXTRAS = {
+    "torch": "train",
+    "timm": "train",
+    "compressai": "train",
+    "matplotlib": "train",
+    "rasterio": "tiles",
+    "PIL": "tiles",
+    "ray": "ray",
+}
+
+
+def _fail(message: str) -> int:
+    _notes.print(f"nec: error: {' '.join(message.split())}", markup=False, style="red" if _notes.is_terminal else None)
+    return 1

@@ -1,0 +1,319 @@
+"""Codec directories: immutable, named by their content, refused unless they decode what they promise."""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from nec_ray.codec import payload as payloads_
+from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage, canonical_json
+from nec_ray.codec.tables import EntropyTables
+from nec_ray.errors import CorruptCodec, CorruptPayload, NotFound, UnsupportedFormat
+from nec_ray.storage import Store
+
+FORMAT_VERSION = 1
+FILES = ("tables.safetensors", "encoder.safetensors", "decoder.safetensors", "golden.safetensors")
+_MAX_JSON = 1 << 20
+_GOLDEN_TILES = 4
+_POOL_CHANNELS = 32
+_POOL_SIGMAS = 4.0
+"""Spread of the pooled vector that the range of int8 covers."""
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+class Codec:
+    """A loaded codec: symbols to payloads and back, with numpy alone.
+
+    Attributes:
+        id: SHA-256 of the canonical codec.json, 64 hexadecimal digits.
+        spec: what codec.json declares.
+        tables: the integer entropy tables.
+    """
+
+    def __init__(self, store: Store, codec_id: str, spec: CodecSpec, tables: EntropyTables, pool: Tensors) -> None:
+        self._store = store
+        self.id = codec_id
+        self.spec = spec
+        self.tables = tables
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        rows, cols = self.spec.grid
+        return f"<Codec {self.id[:12]}: {self.spec.family}, {rows}x{cols} tokens x {self.spec.channels} channels>"
+
+    @property
+    def encoder_id(self) -> str:
+        """What made the embeddings: codecs of one encoder give comparable ones."""
+        return self.spec.encoder_id
+
+    def compress(self, symbols: npt.NDArray[np.int32]) -> list[bytes]:
+        """Payloads of `symbols` int32 (tiles, tokens, channels)."""
+        if symbols.ndim == 3 and symbols.shape[1] != self.spec.tokens:
+            raise ValueError(f"codec {self.id[:12]} codes {self.spec.tokens} tokens a tile, not {symbols.shape[1]}")
+        return payloads_.compress(self.tables, self.spec.layers, symbols)
+
+    def decompress(self, payloads: Sequence[bytes], layers: int | None = None) -> npt.NDArray[np.int32]:
+        """Symbols int32 (tiles, tokens, channels of the first `layers`) of payloads or of their first layers.
+
+        Raises:
+            CorruptPayload: one is damaged; the message says which, counted from 0.
+        """
+        chosen = self.layers(layers)
+        channels = sum(layer.channels for layer in chosen)
+        symbols = np.empty((len(payloads), self.spec.tokens, channels), np.int32)
+        for i, payload in enumerate(payloads):
+            try:
+                symbols[i] = payloads_.decompress(self.tables, chosen, self.spec.tokens, payload)
+            except CorruptPayload as error:
+                raise CorruptPayload(f"payload {i}: {error}") from None
+        return symbols
+
+    def layers(self, count: int | None = None) -> list[LayerSpec]:
+        """The first `count` layers, all where it is None.
+
+        Raises:
+            ValueError: the codec has not that many.
+        """
+        if count is not None and not 1 <= count <= len(self.spec.layers):
+            raise ValueError(f"codec {self.id[:12]} has {len(self.spec.layers)} layers, not {count}")
+        return self.spec.layers[:count]
+
+    def layer_lengths(self, payload: bytes) -> list[int]:
+        """Bytes of each layer of a whole payload."""
+        return payloads_.layer_lengths(payload, len(self.spec.layers))
+
+    def dequantise(self, symbols: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Embeddings float32 of `symbols` int32 (..., channels): symbol plus the channel's median."""
+        return np.add(symbols, self.tables.median[: symbols.shape[-1]], dtype=np.float32)
+
+    def pool(self, symbols: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
+        """Small vectors int8 (tiles, at most 32) for ranking by similarity, of symbols (tiles, tokens, channels).
+
+        The mean over the tokens, along the principal axes of the calibration tiles' means.
+        """
+        mean = self.dequantise(symbols).mean(axis=1) - self._pool["pool_center"]
+        scaled = np.rint(mean @ self._pool["pool_basis"])
+        return np.clip(scaled, -127, 127).astype(np.int8)
+
+    def tensors(self, part: str) -> dict[str, npt.NDArray[Any]]:
+        """Arrays of `encoder` or `decoder`, checked against the hash in codec.json.
+
+        Raises:
+            CorruptCodec: the file's hash differs.
+        """
+        return _read_tensors(self._store, f"{part}.safetensors", self.spec)
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the directory, hash-checked, codec.json last: what copying the codec needs."""
+        names = [*self.spec.files, "codec.json"]
+        return {name: _checked(self._store, name, self.spec.files.get(name, self.id)) for name in names}
+
+
+def load_codec(url: str | os.PathLike[str]) -> Codec:
+    """Load the codec directory at `url`; needs neither torch nor ray.
+
+    Raises:
+        NotFound: no codec.json there.
+        CorruptCodec: a hash differs, the tables break their rules, or the golden payloads do not reproduce.
+        UnsupportedFormat: written by a later release.
+    """
+    store = Store(url)
+    try:
+        size = store.size("codec.json")
+    except NotFound:
+        raise NotFound(f"{store.url}: no codec there (codec.json is missing); name a codec directory") from None
+    if size > _MAX_JSON:
+        raise CorruptCodec(f"{store.url}/codec.json: {size} bytes, at most {_MAX_JSON} are allowed")
+    raw = store.read("codec.json")
+    spec = _read_spec(raw, f"{store.url}/codec.json")
+    codec_id = hashlib.sha256(raw).hexdigest()
+    name = store.url.rsplit("/", 1)[-1]
+    if len(name) == 64 and set(name) <= set("0123456789abcdef") and name != codec_id:
+        raise CorruptCodec(f"{store.url}: codec.json's hash is {codec_id}, not the folder's name; restore the codec")
+    tensors = _read_tensors(store, "tables.safetensors", spec)
+    tables = EntropyTables.from_tensors(tensors)
+    if tables.channels != spec.channels:
+        raise CorruptCodec(f"{store.url}: tables for {tables.channels} channels, codec.json declares {spec.channels}")
+    pool: dict[str, npt.NDArray[Any]] = {k: v for k, v in tensors.items() if k.startswith("pool_")}
+    if not _pool_fits(pool, spec.channels):
+        raise CorruptCodec(f"{store.url}: the pooling matrices do not fit {spec.channels} channels")
+    codec = Codec(store, codec_id, spec, tables, pool)
+    _check_golden(codec, _read_tensors(store, "golden.safetensors", spec))
+    return codec
+
+
+@functools.lru_cache(maxsize=16)
+def load_codec_cached(url: str) -> Codec:
+    """`load_codec`, once a process: a codec named by its content never changes."""
+    return load_codec(url)
+
+
+def write_codec(
+    folder: Path,
+    *,
+    family: str,
+    architecture: Mapping[str, int],
+    input: InputSpec,  # noqa: A002  (the word of codec.json)
+    grid: tuple[int, int],
+    layers: Sequence[LayerSpec],
+    lineage: Lineage,
+    tables: EntropyTables,
+    encoder: Tensors,
+    decoder: Tensors,
+    calibration: npt.NDArray[np.int32],
+) -> str:
+    """Write a codec directory; it appears whole, or not at all.
+
+    Args:
+        folder: where; must not exist.
+        family: model family.
+        architecture: sizes from which the encoder is built.
+        input: what the encoder is fed.
+        grid: token rows and columns.
+        layers: the latent's layers.
+        lineage: where the codec comes from.
+        tables: integer entropy tables.
+        encoder: the encoder's arrays.
+        decoder: arrays of the first decoder layer.
+        calibration: real symbols int32 (tiles, tokens, channels): the first ones become the golden payloads,
+            all of them give the axes of the pooled vector.
+
+    Returns:
+        The codec id.
+    """
+    center, basis = _pool_axes(calibration + tables.median)
+    golden = np.ascontiguousarray(calibration[:_GOLDEN_TILES])
+    payloads = payloads_.compress(tables, layers, golden)
+    blobs: dict[str, dict[str, npt.NDArray[Any]]] = {
+        "tables.safetensors": {**tables.to_tensors(), "pool_center": center, "pool_basis": basis},
+        "encoder.safetensors": dict(encoder),
+        "decoder.safetensors": dict(decoder),
+        "golden.safetensors": {
+            "payload": np.frombuffer(b"".join(payloads), np.uint8),
+            "length": np.array([len(p) for p in payloads], np.int64),
+            "symbols": golden,
+        },
+    }
+    data = {name: save_tensors({k: np.ascontiguousarray(v) for k, v in blob.items()}) for name, blob in blobs.items()}
+    hashes = {name: hashlib.sha256(blob).hexdigest() for name, blob in data.items()}
+    encoder_id = hashlib.sha256(
+        canonical_json(
+            {
+                "family": family,
+                "architecture": dict(architecture),
+                "input": input.model_dump(),
+                "weights": hashes["encoder.safetensors"],
+            }
+        )
+    ).hexdigest()
+    spec = CodecSpec.model_validate(
+        {
+            "family": family,
+            "architecture": dict(architecture),
+            "encoder_id": encoder_id,
+            "input": input,
+            "grid": grid,
+            "channels": tables.channels,
+            "layers": list(layers),
+            "lineage": lineage,
+            "files": hashes,
+        }
+    )
+    raw = canonical_json(spec.model_dump(mode="json"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        staged = Path(temporary) / folder.name
+        staged.mkdir()
+        for name, blob in {**data, "codec.json": raw}.items():
+            (staged / name).write_bytes(blob)
+        staged.rename(folder)
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _read_spec(raw: bytes, where: str) -> CodecSpec:
+    try:
+        document = json.loads(raw)
+        version = document.get("format_version")
+    except (ValueError, AttributeError):
+        raise CorruptCodec(f"{where}: not a JSON object; restore the codec") from None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UnsupportedFormat(
+            f"{where}: codec format {version}, this release reads up to {FORMAT_VERSION}; update nec_ray"
+        )
+    try:
+        return CodecSpec.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "codec.json"
+        raise CorruptCodec(f"{where}: {key}: {first['msg']}") from None
+
+
+def _checked(store: Store, name: str, sha256: str) -> bytes:
+    data = store.read(name)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise CorruptCodec(
+            f"{store.url}/{name}: its SHA-256 is {found[:12]}…, {sha256[:12]}… is expected; restore the codec"
+        )
+    return data
+
+
+def _read_tensors(store: Store, name: str, spec: CodecSpec) -> dict[str, npt.NDArray[Any]]:
+    if name not in spec.files:
+        raise CorruptCodec(f"{store.url}: codec.json lists no {name}; restore the codec")
+    try:
+        return dict(load_tensors(_checked(store, name, spec.files[name])))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CorruptCodec(f"{store.url}/{name}: {error}; restore the codec") from None
+
+
+def _check_golden(codec: Codec, golden: Tensors) -> None:
+    where = f"codec {codec.id[:12]}"
+    try:
+        data, length, expected = golden["payload"].tobytes(), golden["length"], golden["symbols"]
+        ends = np.cumsum(length).tolist()
+        parts = [data[end - n : end] for n, end in zip(length.tolist(), ends, strict=True)]
+        symbols = codec.decompress(parts)
+    except (KeyError, ValueError, CorruptPayload) as error:
+        raise CorruptCodec(f"{where}: its golden payloads do not decode ({error}); do not use it") from None
+    if not parts or not np.array_equal(symbols, expected):
+        raise CorruptCodec(f"{where}: its golden payloads decode to other symbols on this machine; do not use it")
+
+
+def _pool_axes(
+    latents: npt.NDArray[np.floating[Any]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Centre (channels,) and scaled principal axes (channels, at most 32) of the tiles' mean latents."""
+    means = latents.mean(axis=1, dtype=np.float64)
+    center = means.mean(axis=0)
+    _, spread, axes = np.linalg.svd(means - center, full_matrices=False)
+    axes = axes[:_POOL_CHANNELS]
+    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]  # one sign everywhere
+    largest = max(float(spread[0]) / np.sqrt(len(means)), 1e-6)  # one scale, so that distances keep their meaning
+    return center.astype(np.float32), (axes.T * (127 / _POOL_SIGMAS / largest)).astype(np.float32)
+
+
+def _pool_fits(pool: Tensors, channels: int) -> bool:
+    center, basis = pool.get("pool_center"), pool.get("pool_basis")
+    return (
+        center is not None
+        and basis is not None
+        and center.dtype == basis.dtype == np.float32
+        and center.shape == (channels,)
+        and basis.ndim == 2
+        and basis.shape[0] == channels
+        and 1 <= basis.shape[1] <= _POOL_CHANNELS
+        and bool(np.all(np.isfinite(center)) and np.all(np.isfinite(basis)))
+    )

@@ -1,0 +1,93 @@
+"""The three pure steps of encoding: read tiles -> embed -> pack. Ray Data composes the same ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nec_ray.archive.pack import write_pack
+from nec_ray.codec import Codec, CodecSpec
+from nec_ray.runtime.plan import Shard
+from nec_ray.storage import Store
+from nec_ray.tiles import TileBatch, read_tiles
+
+if TYPE_CHECKING:
+    from nec_ray.models.embed import Embedder
+
+_CARRIED = ("tile_id", "source", "source_etag", "acquired_at", "sensor", "geometry", "bbox", "crs", "label")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What encoding a shard left behind: a pack, and the index rows to commit."""
+
+    shard_id: str
+    rows: pa.Table
+    """Index rows (schema index.json) of the tiles that were to do."""
+    seconds: float = 0.0
+
+
+def read_shard(shard: Shard, codec: CodecSpec) -> TileBatch:
+    """Pixels of a shard's tiles as the codec's encoder is fed them."""
+    spec = codec.input
+    return read_tiles(shard.rows, bands=spec.bands, size=spec.size, fill=spec.mean)
+
+
+def pack_shard(shard: Shard, batch: TileBatch, symbols: npt.NDArray[np.int32], codec: Codec, archive: Store) -> Receipt:
+    """Entropy-code the symbols int32 (valid tiles, tokens, channels) of a shard and write its pack."""
+    payloads: list[bytes | None] = [None] * shard.rows.num_rows
+    pooled: list[Sequence[int] | None] = [None] * shard.rows.num_rows
+    for row, payload, vector in zip(batch.valid.tolist(), codec.compress(symbols), codec.pool(symbols), strict=True):
+        payloads[row] = payload
+        pooled[row] = vector.tolist()
+    todo = [i for i, tile_id in enumerate(shard.rows["tile_id"].to_pylist()) if tile_id in shard.todo]
+    rows = _index_rows(shard, batch, codec, pooled).take(todo)
+    kept = [payloads[i] for i in todo]
+    lengths = [None if payload is None else codec.layer_lengths(payload) for payload in kept]
+    return Receipt(shard.id, write_pack(archive, codec.id, rows, kept, lengths))
+
+
+def encode_shard(shard: Shard, codec: Codec, archive: Store, embedder: "Embedder") -> Receipt:
+    """The three steps one after the other: what `--local` and tests run."""
+    batch = read_shard(shard, codec.spec)
+    return pack_shard(shard, batch, embedder.symbols(batch.pixels), codec, archive)
+
+
+def _index_rows(shard: Shard, batch: TileBatch, codec: Codec, pooled: Sequence[Sequence[int] | None]) -> pa.Table:
+    n = shard.rows.num_rows
+    rows, cols = codec.spec.grid
+    is_valid = np.zeros(n, bool)
+    is_valid[batch.valid] = True
+    now = datetime.now(UTC)
+    columns = {name: shard.rows[name] for name in _CARRIED}
+    columns |= {
+        "transform": _token_transforms(shard.rows, rows, cols),
+        "grid": pa.array([{"rows": rows, "cols": cols} if valid else None for valid in is_valid]),
+        "nodata_share": pa.array(batch.nodata_share, pa.float32()),
+        "codec_id": pa.array([codec.id] * n),
+        "status": pa.array(batch.status),
+        "reason": pa.array(batch.reason, pa.string()),
+        "encoded_at": pa.array([now] * n, pa.timestamp("us", tz="UTC")),
+        "encoded_from": pa.array(["pixels"] * n),
+        "pooled": pa.array(pooled, pa.list_(pa.int8())),
+    }
+    return pa.table(columns)
+
+
+def _token_transforms(rows: pa.Table, grid_rows: int, grid_cols: int) -> pa.Array:
+    """Affine transforms of the token grids: a token covers width / columns x height / rows pixels."""
+    found = []
+    for transform, width, height in zip(
+        rows["transform"].to_pylist(), rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True
+    ):
+        if transform is None:
+            found.append(None)
+            continue
+        a, b, c, d, e, f = transform
+        x, y = width / grid_cols, height / grid_rows
+        found.append([a * x, b * y, c, d * x, e * y, f])
+    return pa.array(found, pa.list_(pa.float64()))

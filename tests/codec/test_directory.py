@@ -1,0 +1,116 @@
+"""Codec directories: content-addressed, and refused when anything in them is not what it was."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from nec_ray import load_codec
+from nec_ray.errors import CorruptCodec, NotFound, UnsupportedFormat
+from tests.codec.make import SCALES, laplacian_symbols, make_codec
+
+
+@pytest.fixture
+def codec_folder(tmp_path: Path) -> Path:
+    make_codec(tmp_path / "codec", layers=(8, 16))
+    return tmp_path / "codec"
+
+
+def test_the_id_is_the_hash_of_codec_json(tmp_path: Path) -> None:
+    codec_id = make_codec(tmp_path / "a")
+    assert codec_id == hashlib.sha256((tmp_path / "a" / "codec.json").read_bytes()).hexdigest()
+    assert make_codec(tmp_path / "b") == codec_id
+    assert make_codec(tmp_path / "c", seed=1) != codec_id
+
+
+def test_a_loaded_codec_brings_symbols_back(codec_folder: Path) -> None:
+    codec = load_codec(codec_folder)
+    symbols = laplacian_symbols(np.random.default_rng(0), SCALES, 5, 16)
+    payloads = codec.compress(symbols)
+    assert np.array_equal(codec.decompress(payloads), symbols)
+    prefixes = [p[: codec.layer_lengths(p)[0]] for p in payloads]
+    assert np.array_equal(codec.decompress(prefixes, layers=1), symbols[:, :, :8])
+    assert np.allclose(codec.dequantise(symbols) - symbols, codec.tables.median)
+
+
+def test_pooled_vectors_rank_like_the_mean_embeddings(codec_folder: Path) -> None:
+    codec = load_codec(codec_folder)
+    symbols = laplacian_symbols(np.random.default_rng(7), SCALES, 60, 16)
+    means = codec.dequantise(symbols).mean(axis=1)
+    pooled = codec.pool(symbols).astype(float)
+    exact = np.argsort(np.linalg.norm(means - means[0], axis=1))[:10]
+    ranked = np.argsort(np.linalg.norm(pooled - pooled[0], axis=1))[:10]
+    assert ranked[0] == 0
+    assert len(set(exact) & set(ranked)) >= 9
+
+
+@pytest.mark.parametrize("name", ["tables", "golden"])
+def test_a_changed_file_is_refused(codec_folder: Path, name: str) -> None:
+    path = codec_folder / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptCodec, match=f"{name}.safetensors"):
+        load_codec(codec_folder)
+
+
+def test_a_changed_encoder_is_refused_when_it_is_needed(codec_folder: Path) -> None:
+    (codec_folder / "encoder.safetensors").write_bytes(b"other")
+    with pytest.raises(CorruptCodec, match=r"encoder\.safetensors"):
+        load_codec(codec_folder).tensors("encoder")
+
+
+def test_golden_payloads_that_do_not_reproduce_are_refused(codec_folder: Path) -> None:
+    golden = load_file(codec_folder / "golden.safetensors")
+    golden["symbols"][0, 0, 0] += 1
+    save_file(golden, codec_folder / "golden.safetensors")
+    spec = json.loads((codec_folder / "codec.json").read_text())
+    spec["files"]["golden.safetensors"] = hashlib.sha256((codec_folder / "golden.safetensors").read_bytes()).hexdigest()
+    (codec_folder / "codec.json").write_text(json.dumps(spec))
+    with pytest.raises(CorruptCodec, match="golden payloads decode to other symbols"):
+        load_codec(codec_folder)
+
+
+def test_a_codec_under_anothers_name_is_refused(codec_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("0" * 64)
+    codec_folder.rename(folder)
+    with pytest.raises(CorruptCodec, match="not the folder's name"):
+        load_codec(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"format_version": 2}, UnsupportedFormat, "update nec_ray"),
+        ({"grid": [70000, 1]}, CorruptCodec, "tokens"),
+        ({"channels": 25}, CorruptCodec, "add up"),
+        ({"surprise": 1}, CorruptCodec, "surprise"),
+        ({"files": {"../x.safetensors": "0" * 64}}, CorruptCodec, "files"),
+    ],
+)
+def test_a_codec_json_that_cannot_be_is_refused(
+    codec_folder: Path, change: dict[str, object], error: type[Exception], says: str
+) -> None:
+    spec = json.loads((codec_folder / "codec.json").read_text())
+    (codec_folder / "codec.json").write_text(json.dumps({**spec, **change}))
+    with pytest.raises(error, match=says):
+        load_codec(codec_folder)
+
+
+def test_no_codec_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no codec there"):
+        load_codec(tmp_path / "nothing")
+
+
+def test_loading_needs_neither_torch_nor_ray(codec_folder: Path) -> None:
+    code = (
+        "import sys, nec_ray; nec_ray.load_codec(sys.argv[1]);"
+        "sys.exit(','.join({'torch', 'ray', 'compressai', 'timm'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(codec_folder)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
