@@ -82,6 +82,25 @@ class Store:
         start = len(self._root.rstrip("/")) + 1
         return sorted(name[start:] for name in found)
 
+    def replace(self, name: str, data: bytes) -> None:
+        """Write an object whole, in place of one that may be there: for files of the user's, never an archive's."""
+        path = self.path(name)
+        with _typed_errors(f"{self.url}/{name}"):
+            if not self.is_local:
+                self._fs.pipe_file(path, data)
+                return
+            with _temporary(Path(path), data) as temporary:
+                temporary.replace(path)
+
+    def etag(self, name: str) -> str:
+        """Changes when the object changes: the store's ETag, or modification time and size."""
+        with _typed_errors(f"{self.url}/{name}"):
+            info = self._fs.info(self.path(name))
+        if self.is_local:
+            return f"{Path(self.path(name)).stat().st_mtime_ns:x}-{info['size']:x}"
+        stamp = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or info["size"]
+        return str(stamp).strip('"')
+
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless one of that name is there; true if this call wrote it."""
         path = self.path(name)
@@ -117,6 +136,17 @@ def read_url(url: str | os.PathLike[str]) -> bytes:
 
 
 def _create_local(path: Path, data: bytes) -> bool:
+    with _temporary(path, data) as temporary:
+        try:
+            os.link(temporary, path)  # fails where the name is taken, so that two writers cannot both win
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """The data on disk beside `path`, removed again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -124,12 +154,9 @@ def _create_local(path: Path, data: bytes) -> bool:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)  # fails where the name is taken, so that two writers cannot both win
-    except FileExistsError:
-        return False
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    return True
 
 
 def _is_precondition_failure(error: OSError) -> bool:

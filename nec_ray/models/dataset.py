@@ -1,0 +1,129 @@
+"""Pulled embeddings as a torch data set, and what a source of embeddings offers.
+
+`EmbeddingSource` is what this and the rooms above need of an archive; `nec_ray.open_archive` gives one.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from nec_ray.codec import Codec
+from nec_ray.errors import InputError, MixedCodecs
+
+
+class PulledTiles(Protocol):
+    """Decoded embeddings of one encoder."""
+
+    @property
+    def tile_ids(self) -> list[str]:
+        """Ids of the tiles, in the order of the other fields."""
+
+    @property
+    def embeddings(self) -> npt.NDArray[np.float32]:
+        """(tiles, tokens, channels)."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Encoder that made the embeddings."""
+
+    @property
+    def n_bytes(self) -> npt.NDArray[np.int64]:
+        """(tiles,) payload bytes fetched for each tile."""
+
+
+class EmbeddingSource(Protocol):
+    """An archive, as the consumer's rooms see it."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
+        """Index columns (`schemas/index.json`) of the tiles that a condition picks."""
+
+    def pull(
+        self, where: str | None = None, layers: int | None = None, tile_ids: Sequence[str] | None = None
+    ) -> PulledTiles:
+        """Fetch and decode valid tiles."""
+
+    def codecs(self, where: str | None = None) -> list[Codec]:
+        """Codecs of the valid tiles that a condition picks."""
+
+
+def valid_rows(source: EmbeddingSource, columns: Sequence[str], where: str | None = None) -> pa.Table:
+    """Index columns of the valid tiles that a condition picks.
+
+    Raises:
+        InputError: there is none.
+    """
+    condition = f"({where}\n) AND status = 'valid'" if where and where.strip() else "status = 'valid'"
+    rows = source.rows(columns, condition)
+    if not rows.num_rows:
+        raise InputError(
+            f"{source.url}: no valid tile fits{f' {where}' if where else ''}; change the condition"
+        )
+    return rows
+
+
+class EmbeddingDataset(IterableDataset[tuple[str, torch.Tensor]]):
+    """Yields `(tile_id, embedding float32 (tokens, channels))`, pulling `batch_size` tiles at a time.
+
+    The tiles are listed once, when the data set is made; a DataLoader's workers share them without overlap.
+    Use it with `DataLoader(dataset, batch_size=...)`.
+    """
+
+    def __init__(
+        self, source: EmbeddingSource, where: str | None, layers: int | None, batch_size: int
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: give 1 or more tiles a pull")
+        self._source = source
+        self._layers = layers
+        self._batch_size = batch_size
+        self.tile_ids: list[str] = valid_rows(source, ["tile_id"], where)["tile_id"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.tile_ids)
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        encoder_id: str | None = None
+        for start in range(first * self._batch_size, len(self.tile_ids), step * self._batch_size):
+            pull = self._source.pull(
+                layers=self._layers, tile_ids=self.tile_ids[start : start + self._batch_size]
+            )
+            if encoder_id not in {None, pull.encoder_id}:
+                raise MixedCodecs(
+                    f"{self._source.url}: these tiles have embeddings of several encoders; "
+                    "pick one in the condition by its codec_id"
+                )
+            encoder_id = pull.encoder_id
+            yield from zip(pull.tile_ids, torch.from_numpy(pull.embeddings), strict=True)
+
+
+def torch_dataset(
+    archive: EmbeddingSource, where: str | None = None, layers: int | None = None, batch_size: int = 1024
+) -> EmbeddingDataset:
+    """An archive's valid tiles as a torch data set of `(tile_id, embedding float32 (tokens, channels))`.
+
+    Args:
+        archive: what `nec_ray.open_archive` gives.
+        where: an SQL condition over `embeddings`; all tiles where it is None.
+        layers: only the first layers of each payload; all where it is None.
+        batch_size: tiles a pull; memory holds this many at a time.
+
+    Raises:
+        InputError: no tile fits, or batch_size is below 1.
+        MixedCodecs: (while reading) the tiles are of several encoders.
+    """
+    return EmbeddingDataset(archive, where, layers, batch_size)

@@ -1,0 +1,107 @@
+"""From pixels to latents and symbols with a codec's encoder; CompressAI is not needed for that."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from nec_ray.codec import Codec
+from nec_ray.errors import CorruptCodec, InputError
+from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
+
+BATCH = 32
+_LARGEST_INPUT = 1e6
+"""Standard deviations from the mean: wilder pixels are cut off here, so that no latent overflows to NaN."""
+
+
+class Embedder:
+    """A codec's encoder, ready to run.
+
+    Tiles are taken `BATCH` at a time from the first one on, every batch has the same shape (the last one is
+    filled up) and runs on one thread: symbols depend on a tile's pixels, its place in its batch and the kind of
+    machine, but not on how many tiles, workers or threads there are.
+
+    Raises:
+        CorruptCodec: the encoder's arrays do not fit the architecture in codec.json.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        config = mae_config(codec)
+        self._encoder = MaeEncoder(config).eval()
+        _load(self._encoder, codec, "encoder")
+        spec = codec.spec.input
+        self._mean = torch.tensor(spec.mean, dtype=torch.float32)[:, None, None]
+        self._std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
+        self._shape = (len(spec.bands), spec.size, spec.size)
+        self._median = codec.tables.median
+        self._latent = (config.tokens, config.dim)
+
+    def latents(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Latents float32 (tiles, tokens, channels) of pixels float32 (tiles, bands, size, size), raw units.
+
+        Raises:
+            ValueError: pixels of another shape.
+        """
+        if pixels.shape[1:] != self._shape:
+            raise ValueError(f"pixels must be (tiles, {self._shape}), not {pixels.shape}")
+        out = np.empty((len(pixels), *self._latent), np.float32)
+        batch = torch.zeros((BATCH, *self._shape))
+        with torch.inference_mode(), _one_thread():
+            for start in range(0, len(pixels), BATCH):
+                part = torch.from_numpy(np.array(pixels[start : start + BATCH], np.float32))
+                batch[: len(part)] = ((part - self._mean) / self._std).clamp_(-_LARGEST_INPUT, _LARGEST_INPUT)
+                out[start : start + len(part)] = self._encoder(batch)[: len(part)].numpy()
+        return out
+
+    def symbols(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+        """Symbols int32 (tiles, tokens, channels): the latents' distance to the medians, rounded."""
+        return np.rint(self.latents(pixels) - self._median).astype(np.int32)
+
+
+def mae_config(codec: Codec) -> MaeConfig:
+    """The masked autoencoder's sizes that codec.json declares.
+
+    Raises:
+        CorruptCodec: they are incomplete, or contradict the latent's shape.
+    """
+    try:
+        config = MaeConfig(**codec.spec.architecture)
+    except (TypeError, InputError) as error:
+        raise CorruptCodec(f"codec {codec.id[:12]}: its architecture is not that of a MAE ViT ({error})") from None
+    spec = codec.spec
+    declared = (spec.grid, spec.channels, spec.input.size, len(spec.input.bands))
+    if ((config.side, config.side), config.dim, config.size, config.bands) != declared:
+        raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
+    return config
+
+
+def first_decoder_layer(codec: Codec) -> nn.Module:
+    """The codec's first decoder layer: (batch, tokens, channels) -> (batch, tokens, decoder channels)."""
+    layer = FirstDecoderLayer(mae_config(codec))
+    _load(layer, codec, "decoder")
+    return layer
+
+
+def _load(module: nn.Module, codec: Codec, part: str) -> None:
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in codec.tensors(part).items()}
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[1:2] or [str(error)]
+        raise CorruptCodec(
+            f"codec {codec.id[:12]}: its {part} does not fit its architecture ({first[0].strip()})"
+        ) from None
+
+
+@contextmanager
+def _one_thread() -> Iterator[Any]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

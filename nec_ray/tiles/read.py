@@ -1,0 +1,172 @@
+"""Reads the pixels of tiles; a tile that cannot be read becomes a status and a reason, never an exception."""
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nec_ray.errors import NecError
+from nec_ray.storage import Store
+from nec_ray.tiles.resize import resize
+
+Pixels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """Pixels of some tiles, and what became of the others."""
+
+    pixels: npt.NDArray[np.float32]
+    """(valid tiles, bands, size, size), in the source's units; missing pixels are filled."""
+    valid: npt.NDArray[np.int64]
+    """Rows that `pixels` holds, in order."""
+    status: list[str]
+    """valid, nodata or failed, one a row."""
+    reason: list[str | None]
+    """Why a tile is not valid, one a row."""
+    nodata_share: npt.NDArray[np.float32]
+    """(rows,) share of the pixels that are missing in every band that was asked for; NaN where a tile failed."""
+
+
+class _TileError(Exception):
+    """Why one tile cannot be read."""
+
+
+def read_tiles(rows: pa.Table, *, bands: Sequence[str], size: int, fill: Sequence[float]) -> TileBatch:
+    """Read tiles and resize them.
+
+    Args:
+        rows: catalog rows.
+        bands: bands to read, by name, in this order.
+        size: pixels a side of the result.
+        fill: what stands for missing pixels, one value a band.
+    """
+    n = rows.num_rows
+    status, reason = ["failed"] * n, [None] * n  # type: tuple[list[str], list[str | None]]
+    share = np.full(n, np.nan, np.float32)
+    pixels, valid = [], []
+    for i, (row, result) in enumerate(_each(rows)):
+        try:
+            if isinstance(result, _TileError):
+                raise result
+            chosen = _pick(result, row["bands"], bands)
+            whole, share[i] = _fill(chosen, row["nodata"], fill)
+        except _TileError as error:
+            reason[i] = str(error)
+            continue
+        if share[i] == 1:
+            status[i], reason[i] = "nodata", "all pixels are no-data"
+            continue
+        status[i] = "valid"
+        valid.append(i)
+        pixels.append(resize(whole, size, size))
+    stacked = np.stack(pixels) if pixels else np.empty((0, len(bands), size, size), np.float32)
+    return TileBatch(stacked, np.array(valid, np.int64), status, reason, share)
+
+
+def read_pixels(rows: pa.Table) -> Iterator[Pixels]:
+    """Pixels (bands, height, width) of each tile as the source holds them; tiles that cannot be read are left out."""
+    for _, result in _each(rows):
+        if not isinstance(result, _TileError):
+            yield result
+
+
+def _each(rows: pa.Table) -> Iterator[tuple[dict[str, Any], Pixels | _TileError]]:
+    """Every row with its pixels; consecutive rows of one GeoTIFF share one open file."""
+    source, image = None, None
+    with ExitStack() as stack:
+        for row in rows.select(_NEEDED).to_pylist():
+            try:
+                if not _is_tiff(row["source"]):
+                    yield row, _read_image(row)
+                    continue
+                if row["source"] != source:
+                    stack.close()
+                    source, image = None, None
+                    image = stack.enter_context(_open_tiff(row["source"]))
+                    source = row["source"]
+                yield row, _read_window(image, row)
+            except _TileError as error:
+                yield row, error
+            except Exception as error:  # noqa: BLE001  whatever a decoder raises, it is this tile's failure
+                yield row, _TileError(_line(error))
+
+
+_NEEDED = ["source", "x_off", "y_off", "width", "height", "bands", "dtype", "nodata"]
+
+
+def _is_tiff(source: str) -> bool:
+    return source.lower().endswith((".tif", ".tiff"))
+
+
+def _store(source: str) -> tuple[Store, str]:
+    folder, _, name = source.rpartition("/")
+    return Store(folder or "/"), name
+
+
+def _open_tiff(source: str) -> Any:
+    from nec_ray.tiles.geotiff import open_image
+
+    store, name = _store(source)
+    return open_image(store, name)
+
+
+def _read_window(image: Any, row: dict[str, Any]) -> Pixels:
+    from rasterio.windows import Window
+
+    x, y, width, height = row["x_off"], row["y_off"], row["width"], row["height"]
+    if image.count != len(row["bands"]):
+        raise _TileError(f"the file has {image.count} bands, its catalog says {len(row['bands'])}")
+    if x + width > image.width or y + height > image.height:
+        raise _TileError(f"its window ends outside the file of {image.width} x {image.height} pixels")
+    pixels: Pixels = image.read(window=Window(x, y, width, height))
+    return pixels
+
+
+def _read_image(row: dict[str, Any]) -> Pixels:
+    from PIL import Image
+
+    store, name = _store(row["source"])
+    data = store.read(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.size != (row["width"], row["height"]):
+                raise _TileError(f"the file has {image.size[0]} x {image.size[1]} pixels, its catalog says {row['width']} x {row['height']}")
+            plain = image if image.mode in {"RGB", "L", "I;16"} else image.convert("RGB")
+            pixels: Pixels = np.asarray(plain)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if len(pixels) != len(row["bands"]):
+        raise _TileError(f"the file has {len(pixels)} bands, its catalog says {len(row['bands'])}")
+    return pixels
+
+
+def _pick(pixels: Pixels, names: Sequence[str], wanted: Sequence[str]) -> Pixels:
+    missing = [band for band in wanted if band not in names]
+    if missing:
+        raise _TileError(f"it has no band {', '.join(missing)}")
+    return pixels[[list(names).index(band) for band in wanted]]
+
+
+def _fill(pixels: Pixels, nodata: float | None, fill: Sequence[float]) -> tuple[npt.NDArray[np.float32], float]:
+    """Pixels as float32 with missing ones filled, and the share missing in every band."""
+    missing = np.isnan(pixels) if nodata is not None and np.isnan(nodata) else pixels == nodata
+    missing = np.broadcast_to(missing, pixels.shape)
+    values = pixels.astype(np.float32)
+    bad = ~np.isfinite(values) & ~missing
+    if bad.any():
+        raise _TileError(f"{int(bad.sum())} values are NaN or infinite, and its no-data value is {nodata}")
+    if missing.any():
+        values = np.where(missing, np.asarray(fill, np.float32)[:, None, None], values)
+    return values, float(missing.all(axis=0).mean())
+
+
+def _line(error: Exception) -> str:
+    first = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    return first if isinstance(error, NecError) else f"cannot be read: {first}"

@@ -1,0 +1,93 @@
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from compressai.entropy_models import EntropyBottleneck
+
+from nec_ray.codec import EntropyTables
+from nec_ray.models.export import tables_of
+from tests.models.conftest import Trained
+
+
+def model_bits(bottleneck: EntropyBottleneck, symbols: np.ndarray, median: np.ndarray) -> float:  # type: ignore[type-arg]
+    """Sum of -log2 of the torch model's own likelihoods of symbols int32 (tiles, tokens, channels)."""
+    values = torch.from_numpy((symbols + median).astype(np.float32)).permute(2, 0, 1).flatten(1)[:, None]
+    with torch.no_grad():
+        likelihood, _, _ = bottleneck._likelihood(values)
+    return float(-likelihood.double().log2().sum())
+
+
+def test_losses_fall_on_real_tiles(trained: Trained) -> None:
+    assert np.mean(trained.mse[-20:]) < 0.9 * np.mean(trained.mse[:20])
+    assert np.mean(trained.bits[-20:]) < 0.5 * np.mean(trained.bits[:20])
+
+
+def test_tables_cost_what_the_model_says(trained: Trained) -> None:
+    """On symbols drawn from the model itself, integer tables cost within 0.5% of its likelihoods."""
+    rng = np.random.default_rng(0)
+    tables = trained.codec.tables
+    live = np.flatnonzero(~tables.dead)
+    support = np.arange(-200, 201)
+    values = torch.from_numpy((tables.median[:, None, None] + support).astype(np.float32))
+    with torch.no_grad():
+        likelihood = trained.model.bottleneck._likelihood(values)[0][:, 0].double().numpy()
+    symbols = np.zeros((50, 40, tables.channels), np.int32)
+    for channel in live:
+        pmf = likelihood[channel] / likelihood[channel].sum()
+        symbols[:, :, channel] = rng.choice(support, (50, 40), p=pmf)
+    expected = model_bits(trained.model.bottleneck, symbols, tables.median)  # a dead channel's zeros cost nearly 0
+    assert abs(tables.bits(symbols) / expected - 1) < 0.005
+
+
+def test_symbols_are_compressais(trained: Trained) -> None:
+    """CompressAI's own coder, through its own tables, decodes to the same embeddings."""
+    model, codec = trained.model.eval(), trained.codec
+    spec = codec.spec.input
+    mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
+    with torch.no_grad():
+        latent = model.encoder((torch.from_numpy(trained.pixels[:8]) - mean) / std)
+        stacked = latent.transpose(1, 2).unsqueeze(3)
+        strings = model.bottleneck.compress(stacked)
+        theirs = model.bottleneck.decompress(strings, stacked.shape[2:]).squeeze(3).transpose(1, 2).numpy()
+    symbols = np.rint(latent.numpy() - codec.tables.median).astype(np.int32)
+    payloads = codec.compress(symbols)
+    ours = codec.dequantise(codec.decompress(payloads))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    size = sum(map(len, payloads))
+    assert size <= 1.02 * sum(map(len, strings)) + 8 * 16  # and payloads with checksums are hardly larger
+
+
+def test_lineage_states_measured_payload_bytes(trained: Trained) -> None:
+    from nec_ray.models.embed import Embedder
+
+    payloads = trained.codec.compress(Embedder(trained.codec).symbols(trained.pixels))
+    measured = 8 * sum(map(len, payloads)) / (len(payloads) * 16 * 48)
+    stated = trained.codec.spec.lineage.bits_per_symbol
+    assert abs(stated / measured - 1) < 0.001
+    assert 0.02 < stated < 6
+
+
+def test_a_channel_that_is_always_zero_costs_nothing_and_a_busy_one_is_kept() -> None:
+    torch.manual_seed(0)
+    bottleneck = EntropyBottleneck(3)
+    latents = torch.randn(64, 3, 16, 1) * torch.tensor([0.01, 0.01, 2.0]).reshape(1, 3, 1, 1)
+    optimiser = torch.optim.Adam(bottleneck.parameters(), lr=3e-2)
+    for _ in range(500):
+        likelihood = bottleneck(latents * 1.0)[1]
+        optimiser.zero_grad()
+        (-likelihood.log().mean()).backward()
+        optimiser.step()
+    rounded = latents.squeeze(3).transpose(1, 2).numpy()
+    rounded[0, 0, 1] = 5.0  # one surprise among 1,024: within what escapes may cost
+    tables = tables_of(bottleneck, rounded)
+    assert isinstance(tables, EntropyTables)
+    assert not tables.dead[2]
+    busy = rounded.copy()
+    busy[:, :8, :2] = 5.0
+    assert not tables_of(bottleneck, busy).dead[:2].any()
+
+
+def test_embedding_needs_no_compressai() -> None:
+    code = "import sys, nec_ray.models.embed; sys.exit('compressai' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0

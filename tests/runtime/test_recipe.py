@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nec_ray.contracts import contract
+from nec_ray.errors import BadRecipe, NotFound
+from nec_ray.runtime.recipe import Recipe, read_recipe, recipe_schema
+
+PACKAGED = Path(__file__).parents[2] / "nec_ray" / "data"
+MINIMAL = '[data]\ncatalog = "c.parquet"\nsize = 32\n'
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL + "[train]\nbeta = 0.5\n")
+    return path
+
+
+def test_overrides_win_over_the_file_and_defaults_fill_the_rest(recipe: Path) -> None:
+    found = read_recipe(recipe, ["train.adapt_epochs=3", "data.catalog=/a/b c.parquet", 'data.bands=["red", "nir"]'])
+    assert (found.train.beta, found.train.adapt_epochs) == (0.5, 3)
+    assert (found.data.catalog, found.data.bands) == ("/a/b c.parquet", ["red", "nir"])
+    assert (found.train.mask_ratio, found.train.trainable) == (0.75, "paper")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.adapt_epoch=3", "train.adapt_epoch: no key of a recipe"),
+        ("model.size=huge", "model.size"),
+        ("train.mask_ratio=1", "train.mask_ratio"),
+        ("train.lr=-1", "train.lr"),
+        ("train.lr=nan", "train.lr"),
+        ("train.beta=lots", "train.beta"),
+        ("data.size=33", r"data.size 33 is no multiple of model.patch 16"),
+        ("train.workers=3", "train.batch_size 256 is no multiple of train.workers 3"),
+        ("train.pretrain_epochs=0", "would freeze random weights"),
+        ("train=1", "write it as section.key=value"),
+        ("train.lr", "write it as section.key=value"),
+        ("codecs.layers=1", "codecs: no key of a recipe"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_that_names_the_key(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(BadRecipe, match=message) as caught:
+        read_recipe(recipe, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_without_a_catalog_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[data]\nsize = 32\n")
+    with pytest.raises(BadRecipe, match=r"data.catalog: must be given"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("content", [b"[data\n", b"\xff\xfe\x00", b"data = 3\n"])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadRecipe):
+        read_recipe(path, ["data.size=32"])
+
+
+def test_a_missing_file_or_a_folder_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no recipe there"):
+        read_recipe(tmp_path / "none.toml")
+    with pytest.raises(BadRecipe, match="cannot be read"):
+        read_recipe(tmp_path)
+
+
+def test_the_schema_file_is_in_step_with_the_code() -> None:
+    assert contract("recipe.schema.json") == json.loads(json.dumps(recipe_schema())), (
+        "write recipe_schema() to schemas/recipe.schema.json"
+    )
+
+
+@pytest.mark.parametrize("name", ["demo_recipe.toml", "aid_recipe.toml"])
+def test_packaged_recipes_are_valid(name: str) -> None:
+    found = read_recipe(PACKAGED / name, ["data.catalog=/tmp/catalog.parquet"])
+    assert Recipe.model_validate(found.model_dump(mode="json")) == found
