@@ -23,9 +23,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int)
     asked = parser.parse_args()
     try:
-        account = encode(
-            asked.catalog, asked.archive, codec_url=asked.codec, where=asked.where, workers=asked.workers
-        )
+        account = encode(asked.catalog, asked.archive, codec_url=asked.codec, where=asked.where, workers=asked.workers)
     except NecError as error:
         print(f"error: {error}", file=sys.stderr)
         return RETRY if isinstance(error, ConflictError | RunError | StorageError) else 1

@@ -243,8 +243,11 @@ def pull(
 @app.command()
 def head(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
-    labels: Annotated[Path, typer.Option(help="Parquet, CSV or GeoJSON of labels, or a catalog with a label column.")],
     out: Annotated[Path, typer.Option(help="Folder for the head, its metrics and pictures.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Parquet, CSV or GeoJSON, or a catalog; the archive's own labels where not given."),
+    ] = None,
     task: Annotated[str, typer.Option(help="classification")] = "classification",
     decoder_layer: Annotated[
         DecoderLayer, typer.Option(help="Use the codec's first decoder layer.")
@@ -382,17 +385,10 @@ def _write_binary(result: Any, format_: Format) -> None:
 
 def main() -> None:
     """Entry point of the `nec` command."""
-    import click
-
     from nec_ray.runtime.encode import Interrupted
 
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
     except NecError as error:
         code = _fail(str(error))
     except ModuleNotFoundError as error:
@@ -405,12 +401,18 @@ def main() -> None:
     except Interrupted as stop:
         _notes.print(f"nec: {stop}", markup=False)
         code = 130
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _notes.print("nec: stopped; run the same command again to go on")
         code = 130
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has enough
         code = 0
+    except Exception as error:
+        # Typer carries a click of its own, whose usage errors have no public name.
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+            raise
+        error.show()
+        code = error.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -105,7 +105,8 @@ class Archive:
             condition += " AND tile_id IN (SELECT unnest(?))"
             params = [list(tile_ids)]
         rows = self.sql(
-            f"SELECT tile_id, codec_id, payload FROM embeddings WHERE status = 'valid' AND {condition} ORDER BY tile_id",
+            "SELECT tile_id, codec_id, payload FROM embeddings "
+            f"WHERE status = 'valid' AND {condition} ORDER BY tile_id",
             params,
         ).to_arrow_table()
         if not rows.num_rows:

@@ -126,9 +126,7 @@ def decoder_layer_of(source: EmbeddingSource, where: str | None = None) -> nn.Mo
     """The first decoder layer of the codec of the tiles that a condition picks."""
     codecs = source.codecs(where)
     if not codecs:
-        raise InputError(
-            f"{source.url}: no valid tile fits{f' {where}' if where else ''}; change the condition"
-        )
+        raise InputError(f"{source.url}: no valid tile fits{f' {where}' if where else ''}; change the condition")
     return first_decoder_layer(codecs[0])
 
 

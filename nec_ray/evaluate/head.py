@@ -152,9 +152,7 @@ def train_head(
         "epochs": result.epochs,
         "seed": seed,
     }
-    (out / METRICS_JSON).write_text(
-        json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (out / METRICS_JSON).write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     confusion_matrix(np.array(result.scores.confusion), labels.classes, out / CONFUSION_PNG)
     return metrics
 
@@ -322,14 +320,10 @@ def _check_options(task: str, decoder_layer: str, first_layer: nn.Module | None,
     if decoder_layer != "none" and first_layer is None:
         raise InputError(f"decoder layer {decoder_layer}: this archive's codec brings none; use none")
     if decoder_layer != "none" and layers is not None:
-        raise InputError(
-            "the decoder layer reads whole embeddings; leave out --layers, or use --decoder-layer none"
-        )
+        raise InputError("the decoder layer reads whole embeddings; leave out --layers, or use --decoder-layer none")
 
 
-def _check_shapes(
-    train_x: Floats, train_y: Targets, test_x: Floats, test_y: Targets, epochs: int | None
-) -> None:
+def _check_shapes(train_x: Floats, train_y: Targets, test_x: Floats, test_y: Targets, epochs: int | None) -> None:
     if epochs is not None and epochs < 1:
         raise InputError(f"epochs {epochs}: give 1 or more")
     for name, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):

@@ -134,8 +134,7 @@ def _from_table(where: str, table: pa.Table, rows: pa.Table) -> _Records:
     names = table.column_names
     if "label" not in names or not ("tile_id" in names or {"lon", "lat"} <= set(names)):
         raise BadLabels(
-            f"{where}: columns {', '.join(names)[:200] or 'none'}; "
-            "tile_id and label, or lon, lat and label are needed"
+            f"{where}: columns {', '.join(names)[:200] or 'none'}; tile_id and label, or lon, lat and label are needed"
         )
     try:
         label = table["label"].cast(pa.string())
@@ -162,9 +161,7 @@ def _from_geojson(where: str, data: bytes, rows: pa.Table) -> _Records:
             for name in ("label", "split", "tile_id")
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise BadLabels(
-            f"{where}: not a GeoJSON FeatureCollection; give one whose features have a label"
-        ) from None
+        raise BadLabels(f"{where}: not a GeoJSON FeatureCollection; give one whose features have a label") from None
     if crs != "null" and not any(name in crs for name in _LON_LAT_CRS):
         raise BadLabels(f"{where}: its crs is {crs[:120]}; GeoJSON is in longitude and latitude (RFC 7946)")
     if not any(label):
@@ -189,9 +186,7 @@ def _match_ids(names: Any, rows: pa.Table) -> Pairs:
     return record, found[record]
 
 
-def _match_points(
-    where: str, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], rows: pa.Table
-) -> Pairs:
+def _match_points(where: str, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], rows: pa.Table) -> Pairs:
     """Tiles whose footprint holds each point."""
     _check_degrees(where, lon, lat)
     if not len(lon):
@@ -206,9 +201,7 @@ def _match_points(
     records, tiles = [], []
     for begin, end in _runs(count):
         record = np.repeat(np.arange(begin, end), count[begin:end])
-        nth = np.arange(len(record)) - np.repeat(
-            np.cumsum(count[begin:end]) - count[begin:end], count[begin:end]
-        )
+        nth = np.arange(len(record)) - np.repeat(np.cumsum(count[begin:end]) - count[begin:end], count[begin:end])
         tile = order[first[record] + nth]
         in_box = (lon[record] <= box[tile, 2]) & (lat[record] >= box[tile, 1]) & (lat[record] <= box[tile, 3])
         records.append(record[in_box])
@@ -250,12 +243,8 @@ def _boxes(where: str, rows: pa.Table) -> npt.NDArray[np.float64]:
     """(tiles, 4): xmin, ymin, xmax, ymax in degrees; NaN where a tile has none."""
     box = rows["bbox"].combine_chunks()
     if box.null_count == len(box):
-        raise BadLabels(
-            f"{where}: the archive's tiles have no footprint to match places with; label them by tile_id"
-        )
-    sides = [
-        pc.struct_field(box, name).to_numpy(zero_copy_only=False) for name in ("xmin", "ymin", "xmax", "ymax")
-    ]
+        raise BadLabels(f"{where}: the archive's tiles have no footprint to match places with; label them by tile_id")
+    sides = [pc.struct_field(box, name).to_numpy(zero_copy_only=False) for name in ("xmin", "ymin", "xmax", "ymax")]
     return np.stack(sides, axis=1).astype(np.float64)
 
 
@@ -276,9 +265,7 @@ def _positions(where: str, points: Sequence[Any]) -> npt.NDArray[np.float64]:
     try:
         return np.array([point["coordinates"][:2] for point in points], np.float64).reshape(len(points), 2)
     except (KeyError, TypeError, ValueError):
-        raise BadLabels(
-            f"{where}: a Point's coordinates are not [longitude, latitude]; write it again"
-        ) from None
+        raise BadLabels(f"{where}: a Point's coordinates are not [longitude, latitude]; write it again") from None
 
 
 def _check_degrees(where: str, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64]) -> None:
@@ -300,9 +287,7 @@ def _assemble(where: str, records: _Records, tile_ids: list[str]) -> Labels:
         )
     classes, target = np.unique([str(records.label[i]) for i in record], return_inverse=True)
     side = np.array([_side(where, records.split[i]) for i in record], np.int64)
-    label_of = _one_each(
-        where, tile, target, tile_ids=tile_ids, names=classes.tolist(), remedy="label it once"
-    )
+    label_of = _one_each(where, tile, target, tile_ids=tile_ids, names=classes.tolist(), remedy="label it once")
     side_of = _one_each(
         where, tile, side, tile_ids=tile_ids, names=["no split", "train", "test"], remedy="put it on one side"
     )
@@ -311,9 +296,7 @@ def _assemble(where: str, records: _Records, tile_ids: list[str]) -> Labels:
         tile_ids=[tile_ids[i] for i in order],
         classes=classes.tolist(),
         target=np.array([label_of[i] for i in order], np.int64),
-        is_test=np.array(
-            [hash_split(tile_ids[i]) if side_of[i] == 0 else side_of[i] == 2 for i in order], bool
-        ),
+        is_test=np.array([hash_split(tile_ids[i]) if side_of[i] == 0 else side_of[i] == 2 for i in order], bool),
         unmatched=int(named.sum()) - len(np.unique(record)),
     )
     _check_enough(where, labels)
@@ -325,9 +308,7 @@ def _side(where: str, split: str | None) -> int:
     sides = {"": 0, "train": 1, "test": 2}
     name = (split or "").strip().lower()
     if name not in sides:
-        raise BadLabels(
-            f"{where}: split {name[:40]!r}; only train and test are known, leave out the other records"
-        )
+        raise BadLabels(f"{where}: split {name[:40]!r}; only train and test are known, leave out the other records")
     return sides[name]
 
 
@@ -352,17 +333,11 @@ def _one_each(
 def _check_enough(where: str, labels: Labels) -> None:
     trained = len(np.unique(labels.target[~labels.is_test]))
     if len(labels.classes) < 2:
-        raise BadLabels(
-            f"{where}: all {len(labels)} labelled tiles are {labels.classes[0]!r}; two classes are needed"
-        )
+        raise BadLabels(f"{where}: all {len(labels)} labelled tiles are {labels.classes[0]!r}; two classes are needed")
     if not labels.is_test.any():
-        raise BadLabels(
-            f"{where}: none of {len(labels)} labelled tiles is for the test; label more, or add a split"
-        )
+        raise BadLabels(f"{where}: none of {len(labels)} labelled tiles is for the test; label more, or add a split")
     if trained < 2:
-        raise BadLabels(
-            f"{where}: {trained} classes among the tiles to train on, two are needed; label more tiles"
-        )
+        raise BadLabels(f"{where}: {trained} classes among the tiles to train on, two are needed; label more tiles")
 
 
 def _line(error: Exception) -> str:

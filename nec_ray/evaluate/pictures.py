@@ -97,9 +97,7 @@ def place(rows: pa.Table) -> Placement:
             return Placement(left=c, bottom=f + e * n_rows, right=c + a * n_cols, top=f, crs=crs[0])
     box = rows["bbox"].combine_chunks()
     if box.null_count or not len(box):
-        raise InputError(
-            f"{box.null_count or 'all'} of these tiles have no place on the map; no map can be drawn"
-        )
+        raise InputError(f"{box.null_count or 'all'} of these tiles have no place on the map; no map can be drawn")
     xmin, ymin, xmax, ymax = (pc.struct_field(box, n).to_numpy() for n in ("xmin", "ymin", "xmax", "ymax"))
     return Placement(left=xmin, bottom=ymin, right=xmax, top=ymax, crs="OGC:CRS84")
 
@@ -163,9 +161,7 @@ def scene_and_embeddings(
     return out
 
 
-def bytes_map(
-    placement: Placement, n_bytes: npt.NDArray[np.int64], out: Path, *, scene: Scene | None = None
-) -> Path:
+def bytes_map(placement: Placement, n_bytes: npt.NDArray[np.int64], out: Path, *, scene: Scene | None = None) -> Path:
     """Draw the payload bytes of every tile in its place, beside the scene where it is given.
 
     Args:
@@ -271,12 +267,9 @@ def confusion_matrix(
         axes.set_ylabel("true class")
         right = confusion.diagonal().sum()
         axes.set_title(
-            title
-            or f"{right:,} of {confusion.sum():,} test tiles right ({right / max(confusion.sum(), 1):.1%})"
+            title or f"{right:,} of {confusion.sum():,} test tiles right ({right / max(confusion.sum(), 1):.1%})"
         )
-        figure.colorbar(
-            image, ax=axes, fraction=0.046, pad=0.03, format="{x:.0%}", label="share of the true class"
-        )
+        figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format="{x:.0%}", label="share of the true class")
         for row in range(count):
             for column in range(count):
                 if confusion[row, column] and (
@@ -345,19 +338,11 @@ def _paint(axes: Any, placement: Placement, images: Rgb) -> None:
     left, right, bottom, top = placement.extent
     rows, cols = images.shape[1:3]
     # A whole number of pixels a token, where tiles are of one size, so that tokens come out equally large.
-    pixel = min(
-        (placement.right - placement.left).min() / cols, (placement.top - placement.bottom).min() / rows
-    )
+    pixel = min((placement.right - placement.left).min() / cols, (placement.top - placement.bottom).min() / rows)
     pixel = max(pixel / 4, (right - left) / _MAX_CANVAS, (top - bottom) / _MAX_CANVAS)
     width, height = max(1, round((right - left) / pixel)), max(1, round((top - bottom) / pixel))
-    x0, x1 = (
-        np.rint((side - left) / (right - left) * width).astype(int)
-        for side in (placement.left, placement.right)
-    )
-    y0, y1 = (
-        np.rint((top - side) / (top - bottom) * height).astype(int)
-        for side in (placement.top, placement.bottom)
-    )
+    x0, x1 = (np.rint((side - left) / (right - left) * width).astype(int) for side in (placement.left, placement.right))
+    y0, y1 = (np.rint((top - side) / (top - bottom) * height).astype(int) for side in (placement.top, placement.bottom))
     canvas = np.zeros((height, width, 4), np.uint8)
     for image, a, b, c, d in zip(images, x0, np.maximum(x1, x0 + 1), y0, np.maximum(y1, y0 + 1), strict=True):
         column = np.arange(b - a) * cols // (b - a)

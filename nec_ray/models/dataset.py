@@ -68,9 +68,7 @@ def valid_rows(source: EmbeddingSource, columns: Sequence[str], where: str | Non
     condition = f"({where}\n) AND status = 'valid'" if where and where.strip() else "status = 'valid'"
     rows = source.rows(columns, condition)
     if not rows.num_rows:
-        raise InputError(
-            f"{source.url}: no valid tile fits{f' {where}' if where else ''}; change the condition"
-        )
+        raise InputError(f"{source.url}: no valid tile fits{f' {where}' if where else ''}; change the condition")
     return rows
 
 
@@ -81,9 +79,7 @@ class EmbeddingDataset(IterableDataset[tuple[str, torch.Tensor]]):
     Use it with `DataLoader(dataset, batch_size=...)`.
     """
 
-    def __init__(
-        self, source: EmbeddingSource, where: str | None, layers: int | None, batch_size: int
-    ) -> None:
+    def __init__(self, source: EmbeddingSource, where: str | None, layers: int | None, batch_size: int) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size}: give 1 or more tiles a pull")
         self._source = source
@@ -99,9 +95,7 @@ class EmbeddingDataset(IterableDataset[tuple[str, torch.Tensor]]):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         encoder_id: str | None = None
         for start in range(first * self._batch_size, len(self.tile_ids), step * self._batch_size):
-            pull = self._source.pull(
-                layers=self._layers, tile_ids=self.tile_ids[start : start + self._batch_size]
-            )
+            pull = self._source.pull(layers=self._layers, tile_ids=self.tile_ids[start : start + self._batch_size])
             if encoder_id not in {None, pull.encoder_id}:
                 raise MixedCodecs(
                     f"{self._source.url}: these tiles have embeddings of several encoders; "

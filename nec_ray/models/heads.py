@@ -29,9 +29,7 @@ HEAD_JSON = "head.json"
 DecoderLayer = Literal["none", "frozen", "trained"]
 
 _CHANNELS_PER_HEAD = 64  # 768 channels have 12 heads in the paper
-_STD_FLOOR = (
-    0.05  # of the root mean square over channels: a nearly dead channel must not be blown up into noise
-)
+_STD_FLOOR = 0.05  # of the root mean square over channels: a nearly dead channel must not be blown up into noise
 _FIRST_LAYER = "first_layer."
 
 
@@ -212,9 +210,7 @@ def load_head(folder: str | Path, first_layer: Callable[[], nn.Module] | None = 
     spec = _read_spec(store)
     data = store.read(HEAD_TENSORS)
     if hashlib.sha256(data).hexdigest() != spec.sha256:
-        raise DataError(
-            f"{store.url}/{HEAD_TENSORS}: not the bytes that {HEAD_JSON} names; train the head again"
-        )
+        raise DataError(f"{store.url}/{HEAD_TENSORS}: not the bytes that {HEAD_JSON} names; train the head again")
     if spec.decoder_layer == "none":
         return TrainedHead(_build(store, spec, data, None), spec)
     if first_layer is None:
@@ -262,12 +258,8 @@ def _build(store: Store, spec: HeadSpec, data: bytes, first_layer: nn.Module | N
     return module.eval()
 
 
-def _load(
-    module: nn.Module, tensors: Mapping[str, torch.Tensor], refusal: Exception, *, assign: bool = False
-) -> None:
+def _load(module: nn.Module, tensors: Mapping[str, torch.Tensor], refusal: Exception, *, assign: bool = False) -> None:
     wanted = module.state_dict()
-    if {n: (t.shape, t.dtype) for n, t in tensors.items()} != {
-        n: (t.shape, t.dtype) for n, t in wanted.items()
-    }:
+    if {n: (t.shape, t.dtype) for n, t in tensors.items()} != {n: (t.shape, t.dtype) for n, t in wanted.items()}:
         raise refusal
     module.load_state_dict(dict(tensors), assign=assign)

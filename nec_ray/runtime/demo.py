@@ -14,7 +14,9 @@ from nec_ray.archive import open_archive
 from nec_ray.archive.export import write_pull
 from nec_ray.codec import load_codec
 from nec_ray.errors import InputError
+from nec_ray.runtime.cluster import connect
 from nec_ray.runtime.encode import encode
+from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, build_catalog, builtin_labels, builtin_scene, read_catalog, read_tiles, write_catalog
 
 TILE_PIXELS = 32
@@ -43,14 +45,15 @@ def run_demo(out: Path, *, restart: bool = False, say: Say = print) -> dict[str,
     catalog = read_catalog(str(catalog_path))
     say(f"    {len(catalog):,} tiles of {TILE_PIXELS} x {TILE_PIXELS} pixels: {catalog_path}")
 
-    say("2/6 adapting a small masked autoencoder for compression, on Ray Train")
-    codec_path = _train(out, catalog_path, say)
-    codec = load_codec(codec_path)
+    with connect():  # one Ray for both steps
+        say("2/6 adapting a small masked autoencoder for compression, on Ray Train")
+        codec_path = _train(out, catalog_path, say)
+        codec = load_codec(codec_path)
 
-    say("3/6 encoding the tiles into an archive, on Ray Data")
-    account = encode(catalog_path, archive_path, codec_url=codec_path)
-    for line in account.lines():
-        say(f"    {line}")
+        say("3/6 encoding the tiles into an archive, on Ray Data")
+        account = encode(catalog_path, archive_path, codec_url=codec_path)
+        for line in account.lines():
+            say(f"    {line}")
 
     say("4/6 SQL over the archive, and a pull")
     archive = open_archive(archive_path)
@@ -72,7 +75,7 @@ def run_demo(out: Path, *, restart: bool = False, say: Say = print) -> dict[str,
         say(f"    {picture}")
     seconds = time.monotonic() - started
     say(f"done in {seconds:.0f} s; everything is in {out}, and the other commands work on it, for instance")
-    say(f"    nec query {archive_path} \"SELECT tile_id, n_bytes FROM embeddings ORDER BY n_bytes DESC LIMIT 5\"")
+    say(f'    nec query {archive_path} "SELECT tile_id, n_bytes FROM embeddings ORDER BY n_bytes DESC LIMIT 5"')
     summary = {
         "out": str(out),
         "catalog": str(catalog_path),
@@ -111,7 +114,7 @@ def _same_symbols(catalog: Catalog, codec: Any, pull: Any) -> str:
     from nec_ray.models.embed import Embedder
 
     wanted = pull.tile_ids[:: max(1, len(pull) // 8)]
-    rows = catalog.where_ids(wanted)
+    rows = catalog.where_ids(wanted).table
     spec = codec.spec.input
     batch = read_tiles(rows, bands=spec.bands, size=spec.size, fill=spec.mean)
     latents = Embedder(codec).latents(batch.pixels)
@@ -141,4 +144,37 @@ def _head(archive: Any, catalog: Catalog, codec: Any, out: Path, say: Say) -> di
 def _pictures(archive: Any, pull: Any, out: Path) -> list[Path]:
     from nec_ray.evaluate import pictures
 
-    raise NotImplementedError((archive, pull, out, pictures, pq))
+    rows = archive.rows([*pictures.PLACEMENT_ROWS, "n_bytes"], "status = 'valid'")
+    placement = pictures.place(rows)
+    scene = _scene(pictures.Scene)
+    predicted = pq.read_table(out / "land_cover.parquet").sort_by("tile_id")
+    folder = out / "pictures"
+    folder.mkdir(exist_ok=True)
+    n_bytes = rows["n_bytes"].to_numpy().astype(np.int64)
+    confidence = predicted["confidence"].to_numpy()
+    return [
+        pictures.scene_and_embeddings(scene, placement, pull.embeddings, pull.grid, folder / "embeddings.png"),
+        pictures.bytes_map(placement, n_bytes, folder / "bytes.png", scene=scene),
+        pictures.class_map(
+            scene,
+            placement,
+            predicted["label"].to_pylist(),
+            folder / "land_cover.png",
+            confidence=confidence,
+            title="Land cover, predicted from the embeddings",
+        ),
+        out / "head" / "confusion.png",
+    ]
+
+
+def _scene(make: Any) -> Any:
+    """The built-in scene as a picture, stretched between percentiles of its valid pixels."""
+    from nec_ray.tiles.geotiff import open_image
+
+    path = builtin_scene()
+    with open_image(Store(path.parent), path.name) as image:
+        pixels, bounds = image.read().astype(np.float32), image.bounds
+    valid = (pixels > 0).all(axis=0)
+    low, high = np.percentile(pixels[:, valid], (1, 99), axis=1)[:, :, None, None]
+    rgb = np.clip((pixels - low) / (high - low), 0, 1) * valid * 255
+    return make(rgb.astype(np.uint8).transpose(1, 2, 0), (bounds.left, bounds.right, bounds.bottom, bounds.top))

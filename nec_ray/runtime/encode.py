@@ -30,6 +30,8 @@ from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, check_bands, read_catalog, read_pixels
 
 COMMIT_SECONDS = 30.0
+_STEADY_SECONDS = 5.0
+"""Shards have to come in for this long before a rate means anything."""
 _ZSTD_TILES = 200
 """Tiles on which the size of zstd-compressed pixels is measured."""
 
@@ -63,7 +65,7 @@ class Account:
     """Of the same pixels under zstd level 3, on a sample of tiles."""
     seconds: float
     tiles_s: float
-    """Tiles a second from the first finished shard to the last: start-up left out."""
+    """Tiles a second from the first finished shard to the last, start-up left out; 0 for runs too short to tell."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types, for `--json`."""
@@ -81,12 +83,12 @@ class Account:
         ]
         if self.valid:
             lines.append(
-                f"against the pixels: {raw / mean:,.0f} times smaller than raw {self.raw_dtype} ({raw:,.0f} bytes a tile), "
+                f"against the pixels: {raw / mean:,.0f} times smaller than raw {self.raw_dtype} "
+                f"({raw:,.0f} bytes a tile), "
                 f"{zstd / mean:,.0f} times smaller than zstd ({zstd:,.0f})"
             )
-        lines.append(
-            f"this run: {self.encoded:,} tiles in {self.seconds:.0f} s, {self.tiles_s:,.0f} tiles/s once started"
-        )
+        steady = f", {self.tiles_s:,.0f} tiles/s once started" if self.tiles_s else ""
+        lines.append(f"this run: {self.encoded:,} tiles in {self.seconds:.0f} s{steady}")
         if self.failed:
             lines.append(
                 "why tiles failed: nec query ARCHIVE \"SELECT tile_id, reason FROM embeddings WHERE status = 'failed'\""
@@ -167,7 +169,7 @@ def prepare(
     shard_tiles: int = SHARD_TILES,
     create: bool = True,
 ) -> tuple[Catalog, Codec, Plan, Store, Index]:
-    """Open or create everything a run needs and plan it; nothing is encoded, and with `create` false nothing written."""
+    """Open or create everything a run needs and plan it; with `create` false nothing is written."""
     catalog = read_catalog(catalog_url)
     store = Store(archive_url)
     codec = _choose_codec(codec_url, store)
@@ -202,7 +204,7 @@ class _Committer:
         self.committed = 0
         self._bytes = 0
         self._first: tuple[float, int] | None = None
-        self.tiles_s = 0.0
+        self.tiles_s = 0.0  # stays 0 where the run was too short to tell
 
     def run(self, receipts: Iterator[Receipt]) -> None:
         try:
@@ -225,7 +227,7 @@ class _Committer:
         self._bytes += pc.sum(receipt.rows["n_bytes"]).as_py() or 0
         if self._first is None:
             self._first = (now, self.encoded)
-        elif now > self._first[0]:
+        elif now > self._first[0] + _STEADY_SECONDS:
             self.tiles_s = (self.encoded - self._first[1]) / (now - self._first[0])
         if self._progress:
             self._progress(self.encoded, self._plan.todo, self._bytes)
@@ -301,7 +303,7 @@ def _account(
         raw_dtype="/".join(sorted(set(tiles["dtype"].to_pylist()))),
         zstd_bytes_per_tile=zstd,
         seconds=seconds,
-        tiles_s=committer.tiles_s or committer.encoded / max(seconds, 1e-9),
+        tiles_s=committer.tiles_s,
     )
 
 

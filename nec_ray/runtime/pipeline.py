@@ -40,9 +40,8 @@ def on_ray(todo: Plan, codec: Codec, store: Store, workers: int | None) -> Itera
         most = int((cores - _READER_CPUS) // _ENCODER_CPUS)
         wanted = workers or int(cores)
         if wanted > most:
-            raise RunError(
-                f"{wanted} encoders need {wanted * _ENCODER_CPUS + _READER_CPUS} cores, Ray has {cores:g}; use --workers {most}"
-            )
+            needed = wanted * _ENCODER_CPUS + _READER_CPUS
+            raise RunError(f"{wanted} encoders need {needed:g} cores, Ray has {cores:g}; use --workers {most}")
         shards = [_shard_row(shard) for shard in todo.shards()]
         size = min(wanted, len(shards))
         results = (

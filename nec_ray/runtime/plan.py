@@ -95,7 +95,7 @@ def plan(
             rows.select(["tile_id", "source_etag"]).append_column("n", pa.array(np.arange(rows.num_rows))),
         )
         connection.register("committed", committed)
-        found = connection.execute(
+        found: pa.Table = connection.sql(
             """
             SELECT tiles.n, tiles.tile_id, committed.encoded_at, committed.codec_id
             FROM tiles LEFT JOIN committed USING (tile_id)
@@ -103,7 +103,7 @@ def plan(
                 OR (? AND committed.status = 'failed') OR committed.codec_id <> ?
             ORDER BY tiles.n
             """,
-            [retry_failed, codec_id],
+            params=[retry_failed, codec_id],
         ).to_arrow_table()
     others = {codec for codec in found["codec_id"].to_pylist() if codec is not None} - {codec_id}
     if others:

@@ -80,7 +80,7 @@ def _index_rows(shard: Shard, batch: TileBatch, codec: Codec, pooled: Sequence[S
 
 def _token_transforms(rows: pa.Table, grid_rows: int, grid_cols: int) -> pa.Array:
     """Affine transforms of the token grids: a token covers width / columns x height / rows pixels."""
-    found = []
+    found: list[list[float] | None] = []
     for transform, width, height in zip(
         rows["transform"].to_pylist(), rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True
     ):

@@ -1,18 +1,22 @@
 """Builds tile catalogs from what providers have: GeoTIFFs, folders of them, folders of images."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
 from nec_ray.contracts import arrow_schema
-from nec_ray.errors import BadSource, NotFound
+from nec_ray.errors import BadSource, InputError, NotFound
 from nec_ray.storage import Store, normalise_url
 from nec_ray.tiles.catalog import Catalog, CatalogMetadata
+from nec_ray.tiles.rows import unreadable_row
 
 _TIFFS = (".tif", ".tiff")
+_IMAGES = (".jpg", ".jpeg", ".png")
 _DEFAULT_TILE = 64
 Progress = Callable[[int, int], None]
 
@@ -52,57 +56,87 @@ def build_catalog(
         NotFound: nothing is there.
         BadSource: a GeoTIFF that cannot be read, or a folder without images.
     """
+    if tile_size is not None and tile_size < 1:
+        raise InputError(f"tile size {tile_size}: give at least 1 pixel")
     url = normalise_url(source)
-    parent, _, base = url.rpartition("/")
-    if not Store(parent or "/").exists(base):
-        raise NotFound(f"{url}: nothing is there; check the path or URL")
     if acquired_at is not None and acquired_at.tzinfo is None:
         acquired_at = acquired_at.replace(tzinfo=UTC)
-    if url.lower().endswith(_TIFFS):
-        store, names = Store(parent or "/"), [base]
-    else:
-        store = Store(parent or "/")
-        inside = [n.removeprefix(f"{base}/") for n in store.list(base)]
-        store = Store(url)
-        names = [n for n in inside if _kind(n)]
-    if not names:
-        raise BadSource(f"{url}: holds no GeoTIFF, JPEG or PNG; give one, or a folder of them")
+    store, names = _files(url)
+    stems = Counter(name.rpartition(".")[0] for name in names)
     rows: list[dict[str, Any]] = []
     for done, name in enumerate(names, 1):
-        rows += _rows(
-            store, name, tile_size=tile_size, bands=bands, nodata=nodata, sensor=sensor, acquired_at=acquired_at
-        )
+        stem = name.rpartition(".")[0]
+        how = _How(tile_size or _DEFAULT_TILE, bands, nodata, sensor, acquired_at)
+        try:
+            rows += _rows(store, name, stem if stems[stem] == 1 else name, how)
+        except BadSource:
+            if len(names) == 1 or bands:
+                raise
+            rows.append(unreadable_row(store, name, sensor))  # encoding records it as failed, with the reason
         if progress and (done % 50 == 0 or done == len(names)):
             progress(done, len(names))
     schema = arrow_schema("catalog.json")
     table = pa.table([pa.array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
-    return Catalog(table, CatalogMetadata(title=title or base, licence=licence, attribution=attribution))
+    return Catalog(
+        table, CatalogMetadata(title=title or url.rpartition("/")[2], licence=licence, attribution=attribution)
+    )
+
+
+def _files(url: str) -> tuple[Store, list[str]]:
+    """The folder to read from, and the names of the images in it."""
+    parent, _, base = url.rpartition("/")
+    outside = Store(parent or "/")
+    if not outside.exists(base):
+        raise NotFound(f"{url}: nothing is there; check the path or URL")
+    inside = outside.list(base)
+    if inside == [base]:
+        if not _kind(base):
+            raise BadSource(f"{url}: no GeoTIFF, JPEG or PNG; give one, or a folder of them")
+        return outside, inside
+    names = [name.removeprefix(f"{base}/") for name in inside]
+    names = [name for name in names if _kind(name)]
+    if not names:
+        raise BadSource(f"{url}: holds no GeoTIFF, JPEG or PNG; give one, or a folder of them")
+    return Store(url), names
 
 
 def _kind(name: str) -> str | None:
-    from nec_ray.tiles.images import ENDINGS
-
-    hidden = any(part.startswith(".") for part in name.split("/"))
-    if hidden:
+    if any(part.startswith(".") for part in name.split("/")):
         return None
     lower = name.lower()
-    return "tiff" if lower.endswith(_TIFFS) else "image" if lower.endswith(ENDINGS) else None
+    return "tiff" if lower.endswith(_TIFFS) else "image" if lower.endswith(_IMAGES) else None
 
 
-def _rows(store: Store, name: str, *, tile_size: int | None, sensor: str | None, **how: Any) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _How:
+    """What the user said about the files."""
+
+    tile_size: int
+    bands: Sequence[str] | None
+    nodata: float | None
+    sensor: str | None
+    acquired_at: datetime | None
+
+
+def _rows(store: Store, name: str, prefix: str, how: _How) -> list[dict[str, Any]]:
     if _kind(name) == "tiff":
         from nec_ray.tiles.geotiff import windows
 
-        prefix = name.rpartition(".")[0]
-        return windows(store, name, prefix, tile_size=tile_size or _DEFAULT_TILE, sensor=sensor, **how)
+        return windows(
+            store,
+            name,
+            prefix,
+            tile_size=how.tile_size,
+            bands=how.bands,
+            nodata=how.nodata,
+            acquired_at=how.acquired_at,
+            sensor=how.sensor,
+        )
     from nec_ray.tiles.images import image_row
 
-    row = image_row(store, name, sensor)
-    row["acquired_at"] = how["acquired_at"]
-    if how["nodata"] is not None:
-        row["nodata"] = how["nodata"]
-    if how["bands"]:
-        if len(how["bands"]) != len(row["bands"]):
-            raise BadSource(f"{store.url}/{name}: has {len(row['bands'])} bands, {len(how['bands'])} names are given")
-        row["bands"] = list(how["bands"])
+    row = image_row(store, name, how.sensor) | {"acquired_at": how.acquired_at, "nodata": how.nodata}
+    if how.bands:
+        if len(how.bands) != len(row["bands"]):
+            raise BadSource(f"{store.url}/{name}: has {len(row['bands'])} bands, {len(how.bands)} names are given")
+        row["bands"] = list(how.bands)
     return [row]

@@ -17,6 +17,9 @@ from rasterio.windows import Window
 from nec_ray.errors import BadSource
 from nec_ray.storage import Store
 
+# A filter for the process: one for the length of a read would not be safe between threads.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
 _EDGE_POINTS = 4
 """Points a side from which the bounds are taken: straight edges in one CRS are curves in another."""
 
@@ -53,14 +56,13 @@ def windows(
 @contextmanager
 def open_image(store: Store, name: str) -> Iterator[Any]:
     """The image as a rasterio data set; local files by path, others through the store."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        if store.is_local:
-            with rasterio.open(store.path(name)) as image:
-                yield image
-        else:
-            with store.open(name) as file, rasterio.open(file) as image:
-                yield image
+    # One driver, by name: others (VRT) are text that can make GDAL read any file of the machine.
+    if store.is_local:
+        with rasterio.open(store.path(name), driver="GTiff") as image:
+            yield image
+    else:
+        with store.open(name) as file, rasterio.open(file, driver="GTiff") as image:
+            yield image
 
 
 def band_names(image: Any) -> list[str]:
@@ -102,8 +104,7 @@ def _rows(
     crs = _crs_name(image.crs)
     for y in range(0, image.height, size):
         height = min(size, image.height - y)
-        strip = image.read(window=Window(0, y, image.width, height))
-        missing = missing_pixels(strip, marker).all(axis=0)
+        missing = _missing(image, Window(0, y, image.width, height), marker)
         for x in range(0, image.width, size):
             width = min(size, image.width - x)
             window = Window(x, y, width, height)
@@ -120,15 +121,23 @@ def _rows(
                 "bands": names,
                 "dtype": image.dtypes[0],
                 "nodata": marker,
-                "nodata_share": float(missing[:, x : x + width].mean()),
+                "nodata_share": None if missing is None else float(missing[:, x : x + width].mean()),
                 "acquired_at": acquired_at or _time_of(image),
-                "sensor": sensor,
+                "sensor": sensor or image.tags(ns="IMAGERY").get("SATELLITEID"),
                 "geometry": None if ring is None else _wkb(ring[::_EDGE_POINTS]),
                 "bbox": None if ring is None else _bounds(ring),
                 "crs": crs if image.crs else None,
                 "transform": list(transform)[:6] if image.crs else None,
                 "label": None,
             }
+
+
+def _missing(image: Any, window: Window, marker: float | None) -> npt.NDArray[np.bool_] | None:
+    """(rows, columns): pixels missing in every band; None where the file is damaged there, which encoding records."""
+    try:
+        return np.asarray(missing_pixels(image.read(window=window), marker).all(axis=0))
+    except RasterioError:
+        return None
 
 
 def _footprint(crs: CRS, transform: Any, width: int, height: int, where: str) -> npt.NDArray[np.float64]:
@@ -145,6 +154,8 @@ def _footprint(crs: CRS, transform: Any, width: int, height: int, where: str) ->
     except CRSError as error:
         raise BadSource(f"{where}: its CRS cannot be turned into longitude and latitude ({_line(error)})") from None
     ring = np.stack([lon, lat], axis=1)
+    if np.ptp(ring[:, 0]) > 180:  # across the antimeridian: longitudes go on beyond 180
+        ring[:, 0] += np.where(ring[:, 0] < 0, 360, 0)
     if not np.isfinite(ring).all():
         raise BadSource(f"{where}: parts of it lie outside its CRS; check its georeference")
     return ring
@@ -169,11 +180,10 @@ def _crs_name(crs: CRS | None) -> str | None:
 
 
 def _time_of(image: Any) -> datetime | None:
-    """Time of acquisition from TIFFTAG_DATETIME (UTC), where the file has one."""
-    text = image.tags().get("TIFFTAG_DATETIME", "")
+    """Time of acquisition (UTC) from GDAL's IMAGERY metadata; TIFF's own DATETIME is when the file was made."""
     try:
-        return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
-    except ValueError:
+        return datetime.fromisoformat(image.tags(ns="IMAGERY")["ACQUISITIONDATETIME"]).replace(tzinfo=UTC)
+    except (KeyError, ValueError):
         return None
 
 

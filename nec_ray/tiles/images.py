@@ -6,47 +6,21 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from nec_ray.storage import Store
+from nec_ray.tiles.rows import file_row, unreadable_row
 
-ENDINGS = (".jpg", ".jpeg", ".png")
-_BANDS = {"RGB": ["red", "green", "blue"], "L": ["grey"], "I;16": ["grey"]}
-_UNREADABLE = ["red", "green", "blue"]
+_BANDS = {"L": ["grey"], "I;16": ["grey"]}
 
 
 def image_row(store: Store, name: str, sensor: str | None) -> dict[str, Any]:
-    """Catalog row of one image: only its header is read.
-
-    An image whose header does not read still gets a row, so that it is not silently dropped: encoding records
-    it as failed, with the reason.
-    """
-    width = height = 1
-    bands, dtype = _UNREADABLE, "uint8"
+    """Catalog row of one image, of which only the header is read; other modes than grey are read as RGB."""
     try:
         with warnings.catch_warnings(), store.open(name) as file:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=("JPEG", "PNG")) as image:
                 width, height = image.size
-                bands = _BANDS.get(image.mode, _UNREADABLE)
-                dtype = "uint16" if image.mode == "I;16" else "uint8"
+                mode = image.mode
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        pass  # said above
-    folder = name.rpartition("/")[0]
-    return {
-        "tile_id": name,
-        "source": f"{store.url}/{name}",
-        "source_etag": store.etag(name),
-        "x_off": 0,
-        "y_off": 0,
-        "width": width,
-        "height": height,
-        "bands": bands,
-        "dtype": dtype,
-        "nodata": None,
-        "nodata_share": None,
-        "acquired_at": None,
-        "sensor": sensor,
-        "geometry": None,
-        "bbox": None,
-        "crs": None,
-        "transform": None,
-        "label": folder or None,
-    }
+        return unreadable_row(store, name, sensor)
+    bands = _BANDS.get(mode, ["red", "green", "blue"])
+    dtype = "uint16" if mode == "I;16" else "uint8"
+    return file_row(store, name, sensor, width=width, height=height, bands=bands, dtype=dtype)

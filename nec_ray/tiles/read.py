@@ -94,7 +94,7 @@ def _each(rows: pa.Table) -> Iterator[tuple[dict[str, Any], Pixels | _TileError]
                 yield row, _read_window(image, row)
             except _TileError as error:
                 yield row, error
-            except Exception as error:  # noqa: BLE001  whatever a decoder raises, it is this tile's failure
+            except Exception as error:
                 yield row, _TileError(_line(error))
 
 
@@ -137,8 +137,9 @@ def _read_image(row: dict[str, Any]) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.size != (row["width"], row["height"]):
-                raise _TileError(f"the file has {image.size[0]} x {image.size[1]} pixels, its catalog says {row['width']} x {row['height']}")
+            declared = (row["width"], row["height"])
+            if image.size != declared:
+                raise _TileError(f"the file has {_by(image.size)} pixels, its catalog says {_by(declared)}")
             plain = image if image.mode in {"RGB", "L", "I;16"} else image.convert("RGB")
             pixels: Pixels = np.asarray(plain)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -165,6 +166,10 @@ def _fill(pixels: Pixels, nodata: float | None, fill: Sequence[float]) -> tuple[
     if missing.any():
         values = np.where(missing, np.asarray(fill, np.float32)[:, None, None], values)
     return values, float(missing.all(axis=0).mean())
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _line(error: Exception) -> str:

@@ -143,9 +143,7 @@ def test_a_head_takes_its_decoder_layer_from_the_codec(
     expected = codec.tensors("decoder")
     for name, tensor in layer.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), expected[name])
-    metrics = train_head_on_archive(
-        source, builtin_labels(), tmp_path / "head", decoder_layer="trained", epochs=3
-    )
+    metrics = train_head_on_archive(source, builtin_labels(), tmp_path / "head", decoder_layer="trained", epochs=3)
     assert metrics["decoder_layer"] == "trained"
     table = predict(source, tmp_path / "head", None, tmp_path / "said.parquet")
     assert table.num_rows == source.table.num_rows

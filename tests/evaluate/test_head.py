@@ -19,9 +19,7 @@ from nec_ray.models.heads import load_head
 from tests.evaluate.sources import ENCODER, MemorySource, grid_rows, separable
 
 
-def labelled(
-    tmp_path: Path, n_rows: int = 20, n_cols: int = 15
-) -> tuple[MemorySource, Labels, dict[str, str]]:
+def labelled(tmp_path: Path, n_rows: int = 20, n_cols: int = 15) -> tuple[MemorySource, Labels, dict[str, str]]:
     rows = grid_rows(n_rows, n_cols)
     x, names = separable(rows, 4)
     source = MemorySource(rows, x, layer_channels=(16, 8))
@@ -35,9 +33,7 @@ def test_a_separable_problem_is_learned_and_written_down(tmp_path: Path) -> None
     source, labels, truth = labelled(tmp_path)
     seen: list[tuple[int, int]] = []
     out = tmp_path / "head"
-    metrics = train_head(
-        source, labels, out, epochs=25, progress=lambda done, total: seen.append((done, total))
-    )
+    metrics = train_head(source, labels, out, epochs=25, progress=lambda done, total: seen.append((done, total)))
     assert metrics["accuracy"] > 0.95
     assert metrics["majority"] < 0.4
     assert seen == [(i + 1, 25) for i in range(25)]
@@ -125,9 +121,7 @@ def test_the_decoder_layer_is_frozen_or_trained(tmp_path: Path, how: str) -> Non
     after = load_head(out, Widen).module.first_layer
     assert isinstance(after, Widen)
     assert torch.equal(after.embed.weight, before) == (how == "frozen")
-    with pytest.raises(
-        InputError, match="no valid tile fits"
-    ):  # this source has no codec to take a layer from
+    with pytest.raises(InputError, match="no valid tile fits"):  # this source has no codec to take a layer from
         predict(source, out, None, tmp_path / "said.parquet")
 
 

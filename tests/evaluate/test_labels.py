@@ -63,9 +63,7 @@ def test_parquet_with_a_split_and_numbers_for_classes(tmp_path: Path) -> None:
 
 
 def test_a_catalog_labels_and_its_unlabelled_rows_are_left_out(tmp_path: Path) -> None:
-    catalog = grid_rows(10, 12).set_column(
-        10, "label", pa.array([CLASS_OF[n] if n < "tile-05" else None for n in IDS])
-    )
+    catalog = grid_rows(10, 12).set_column(10, "label", pa.array([CLASS_OF[n] if n < "tile-05" else None for n in IDS]))
     pq.write_table(catalog, tmp_path / "catalog.parquet")
     assert as_dict(read_labels(tmp_path / "catalog.parquet", ROWS)) == {
         k: v for k, v in CLASS_OF.items() if k < "tile-05"
@@ -99,9 +97,7 @@ def points_and_labels() -> tuple[Any, list[str], dict[str, str]]:
 
 
 @pytest.mark.parametrize("pairs", [1 << 22, 50])
-def test_points_label_the_tile_that_holds_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: int
-) -> None:
+def test_points_label_the_tile_that_holds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
     monkeypatch.setattr("nec_ray.evaluate.labels._PAIRS_A_STEP", pairs)
     points, names, expected = points_and_labels()
     lines = [f"{x!r},{y!r},{name}" for (x, y), name in zip(points.tolist(), names, strict=True)]
@@ -115,22 +111,16 @@ def test_geojson_points_polygons_and_ids_together(tmp_path: Path) -> None:
     inside = [i for i, name in enumerate(names) if name != "elsewhere"]
     by_point = [feature(names[i], shapely.Point(points[i])) for i in inside[:30]]
     held = {
-        IDS[k]
-        for k in range(len(IDS))
-        if any(FOOTPRINTS[k].contains(shapely.Point(points[i])) for i in inside[:30])
+        IDS[k] for k in range(len(IDS)) if any(FOOTPRINTS[k].contains(shapely.Point(points[i])) for i in inside[:30])
     }
     area = shapely.Polygon(
         [(10.5, 50.5), (11.6, 50.4), (11.4, 51.2), (10.6, 50.9)], [[(10.9, 50.6), (11.1, 50.6), (11, 50.8)]]
     )
     boxes = [b.bounds for b in FOOTPRINTS]
     centres = {
-        n
-        for n, b in zip(IDS, boxes, strict=True)
-        if area.contains(shapely.Point((b[0] + b[2]) / 2, (b[1] + b[3]) / 2))
+        n for n, b in zip(IDS, boxes, strict=True) if area.contains(shapely.Point((b[0] + b[2]) / 2, (b[1] + b[3]) / 2))
     }
-    wanted = (
-        {n: CLASS_OF[n] for n in held} | {n: CLASS_OF[n] for n in centres} | {IDS[0]: "water", IDS[1]: "crop"}
-    )
+    wanted = {n: CLASS_OF[n] for n in held} | {n: CLASS_OF[n] for n in centres} | {IDS[0]: "water", IDS[1]: "crop"}
     by_area = [
         feature("crop", area, tile_id=None)
         if all(CLASS_OF[n] == "crop" for n in centres)

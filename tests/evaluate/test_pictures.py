@@ -96,9 +96,7 @@ def test_class_map_gives_each_class_its_share_of_the_map(tmp_path: Path) -> None
 
 def test_class_map_of_more_classes_than_colours(tmp_path: Path) -> None:
     labels = [f"class {i % 12}" for i in range(36)]
-    found = colours(
-        class_map(None, board(6, 6), labels, tmp_path / "a.png", confidence=np.ones(36, np.float32))
-    )
+    found = colours(class_map(None, board(6, 6), labels, tmp_path / "a.png", confidence=np.ones(36, np.float32)))
     grey, blue = found[0x9A, 0x9A, 0x9A], found[0x00, 0x72, 0xB2]
     assert grey / blue == pytest.approx(4, rel=0.25)  # four classes share grey
 

@@ -20,15 +20,11 @@ def random_points(seed: int, count: int) -> npt.NDArray[np.float64]:
     return np.random.default_rng(seed).uniform((-2, -2), (20, 12), (count, 2))
 
 
-def inside(
-    points: npt.NDArray[np.float64], rings: Sequence[npt.NDArray[np.float64]]
-) -> npt.NDArray[np.bool_]:
+def inside(points: npt.NDArray[np.float64], rings: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
     return points_in_rings(points[:, 0], points[:, 1], rings)
 
 
-@pytest.mark.parametrize(
-    "shape", [HOLED, PARTS, shapely.Point(3, 3).buffer(2)], ids=["holes", "parts", "round"]
-)
+@pytest.mark.parametrize("shape", [HOLED, PARTS, shapely.Point(3, 3).buffer(2)], ids=["holes", "parts", "round"])
 def test_points_in_rings_agrees_with_shapely(shape: shapely.Geometry) -> None:
     points = random_points(1, 20_000)
     expected = shapely.contains_xy(shape, points)

@@ -38,9 +38,7 @@ def real_source() -> tuple[MemorySource, geopandas.GeoDataFrame]:
     row, col = np.divmod(np.arange(rows * cols), cols)
     step = SIDE * transform.a
     west, north = transform.c + col * step, transform.f - row * step
-    shapes = geopandas.GeoSeries(shapely.box(west, north - step, west + step, north), crs=cover.crs).to_crs(
-        4326
-    )
+    shapes = geopandas.GeoSeries(shapely.box(west, north - step, west + step, north), crs=cover.crs).to_crs(4326)
     template = grid_rows(1, 1).to_pylist()[0]
     table = pa.Table.from_pylist(
         [
@@ -76,9 +74,7 @@ def test_land_cover_is_learned_from_real_polygons(tmp_path: Path) -> None:
         for shape, label in zip(degrees.geometry, degrees["name"], strict=True)
         for name in ids[shapely.contains(shape, centres)].tolist()
     }
-    assert (
-        dict(zip(labels.tile_ids, np.array(labels.classes)[labels.target].tolist(), strict=True)) == expected
-    )
+    assert dict(zip(labels.tile_ids, np.array(labels.classes)[labels.target].tolist(), strict=True)) == expected
     assert labels.classes == ["crop", "developed", "tree", "water"]
 
     metrics = train_head(source, labels, tmp_path / "head")

@@ -1,0 +1,268 @@
+"""Encoding real imagery: exact, resumable, each tile once, and no bad tile lost or in the way."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from nec_ray import open_archive
+from nec_ray.codec import Codec
+from nec_ray.errors import CodecMismatch, InputError, NotFound
+from nec_ray.models.embed import Embedder
+from nec_ray.runtime.encode import Interrupted, encode
+from nec_ray.tiles import Catalog, build_catalog, builtin_scene, read_catalog, read_tiles, write_catalog
+from tests.runtime.make import random_codec
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    return random_codec(tmp_path_factory.mktemp("codec") / "codec")
+
+
+@pytest.fixture(scope="module")
+def codec_folder(codec: Codec) -> str:
+    return codec._store.url
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("catalog") / "catalog.parquet"
+    write_catalog(build_catalog(builtin_scene(), tile_size=64, licence="public domain"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(catalog: Path, codec_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Archive of an undisturbed serial run."""
+    archive = tmp_path_factory.mktemp("whole") / "archive"
+    encode(catalog, archive, codec_url=codec_folder, local=True, shard_tiles=32)
+    return str(archive)
+
+
+def hashes(archive: str | Path) -> dict[str, bytes | None]:
+    rows = open_archive(archive).rows(["tile_id", "sha256"])
+    ids = rows["tile_id"].to_pylist()
+    assert len(ids) == len(set(ids)), "a tile is there twice"
+    return dict(zip(ids, rows["sha256"].to_pylist(), strict=True))
+
+
+def test_pulled_symbols_are_the_encoders(whole: str, catalog: Path, codec: Codec) -> None:
+    pull = open_archive(whole).pull()
+    rows = read_catalog(catalog).where_ids(pull.tile_ids[:40]).table
+    spec = codec.spec.input
+    batch = read_tiles(rows, bands=spec.bands, size=spec.size, fill=spec.mean)
+    expected = np.rint(Embedder(codec).latents(batch.pixels) - codec.tables.median)
+    at = {tile_id: i for i, tile_id in enumerate(pull.tile_ids)}
+    found = pull.symbols[[at[tile_id] for tile_id in rows["tile_id"].to_pylist()]]
+    assert (found == expected).mean() > 0.9999  # other batches than when encoding
+
+
+def test_the_account_adds_up(whole: str, catalog: Path) -> None:
+    rows = open_archive(whole).rows(["*"])
+    status = rows["status"].to_pylist()
+    assert len(status) == len(read_catalog(catalog)) == status.count("valid") + status.count("nodata")
+    share = dict(zip(rows["tile_id"].to_pylist(), rows["nodata_share"].to_pylist(), strict=True))
+    counted = read_catalog(catalog).table
+    for tile_id, expected in zip(counted["tile_id"].to_pylist(), counted["nodata_share"].to_pylist(), strict=True):
+        assert share[tile_id] == pytest.approx(expected)
+    assert open_archive(whole).info.licence == "public domain"
+
+
+def test_a_second_run_has_nothing_to_do(whole: str, catalog: Path) -> None:
+    before = open_archive(whole).version
+    account = encode(catalog, whole, local=True, shard_tiles=32)
+    assert (account.encoded, account.missing, account.version) == (0, 0, before)
+
+
+class _CtrlC:
+    """Stops a run after a few shards, as Ctrl-C would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, *_: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_to_the_same_archive(
+    whole: str, catalog: Path, codec_folder: str, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    with pytest.raises(Interrupted, match="run the same command again"):
+        encode(catalog, archive, codec_url=codec_folder, local=True, shard_tiles=32, progress=_CtrlC(3))
+    assert len(open_archive(archive)) == 96
+    account = encode(catalog, archive, local=True, shard_tiles=32)
+    assert account.missing == 0
+    assert account.encoded == account.tiles - 96
+    assert hashes(archive) == hashes(whole)
+
+
+def test_a_run_that_was_partly_done_makes_the_same_payloads(
+    whole: str, catalog: Path, codec_folder: str, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    part = "x_off > y_off"
+    encode(catalog, archive, codec_url=codec_folder, local=True, shard_tiles=32, where=part)
+    encode(catalog, archive, local=True, shard_tiles=32)
+    assert hashes(archive).keys() == hashes(whole).keys()
+
+
+@pytest.mark.slow
+def test_ray_makes_the_archive_of_the_serial_run(
+    whole: str, catalog: Path, codec_folder: str, tmp_path: Path, local_ray: None
+) -> None:
+    archive = tmp_path / "archive"
+    account = encode(catalog, archive, codec_url=codec_folder, shard_tiles=32)
+    assert account.missing == 0
+    assert hashes(archive) == hashes(whole)
+
+
+@pytest.mark.slow
+def test_two_encodes_at_once_leave_every_tile_once(
+    whole: str, catalog: Path, codec_folder: str, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive"
+    code = (
+        "import sys; from nec_ray.runtime.encode import encode; c, a, k = sys.argv[1:];"
+        "encode(c, a, codec_url=k, local=True, shard_tiles=32, commit_seconds=0)"
+    )
+    command = [sys.executable, "-c", code, str(catalog), str(archive), codec_folder]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    problems = [run.communicate(timeout=300)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], problems
+    assert hashes(archive) == hashes(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_command_stops_cleanly(whole: str, catalog: Path, codec_folder: str, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    code = (
+        "import sys; from nec_ray import cli; from nec_ray.runtime import encode as e;"
+        "e.encode.__kwdefaults__.update(shard_tiles=4, commit_seconds=0); sys.argv[0] = 'nec'; cli.main()"
+    )
+    command = [sys.executable, "-c", code, "encode", str(catalog), str(archive), "--codec", codec_folder, "--local"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(archive.glob("index/*.parquet"))) < 3:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, problems = run.communicate(timeout=60)
+    assert run.returncode == 130, problems
+    assert "run the same command again" in problems.splitlines()[-1]
+    assert "Traceback" not in problems
+    assert 0 < len(open_archive(archive)) < len(hashes(whole))
+    encode(catalog, archive, local=True, shard_tiles=4)
+    assert hashes(archive).keys() == hashes(whole).keys()
+
+
+def bad_folder(folder: Path) -> Path:
+    """Good images, and one of each kind of bad one."""
+    rng = np.random.default_rng(0)
+    (folder / "town").mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / "town" / f"{i}.jpg")
+    whole = (folder / "town" / "0.jpg").read_bytes()
+    (folder / "town" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "town" / "text.jpg").write_text("not an image")
+    (folder / "town" / "empty.png").write_bytes(b"")
+    Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8)).save(folder / "town" / "grey.png")
+    profile = {"driver": "GTiff", "width": 64, "height": 64, "count": 3, "dtype": "float32"}
+    pixels = rng.random((3, 64, 64)).astype(np.float32)
+    for name, value, nodata in (("holes", np.nan, None), ("void", -1, -1)):
+        pixels_of = pixels.copy()
+        pixels_of[:] = np.where(value == -1, value, pixels_of)
+        pixels_of[0, 3, 4] = value
+        with rasterio.open(folder / f"{name}.tif", "w", **profile, nodata=nodata) as file:
+            file.descriptions = ("red", "green", "blue")
+            file.write(pixels_of)
+    return folder
+
+
+def test_bad_tiles_become_rows_with_a_reason(codec_folder: str, tmp_path: Path) -> None:
+    catalog = build_catalog(bad_folder(tmp_path / "images"))
+    in_colour = [t for t in catalog.table["tile_id"].to_pylist() if "grey" not in t]
+    write_catalog(catalog.where_ids(in_colour), tmp_path / "catalog.parquet")
+    (tmp_path / "images" / "town" / "4.jpg").unlink()
+    account = encode(tmp_path / "catalog.parquet", tmp_path / "archive", codec_url=codec_folder, local=True)
+    assert (account.valid, account.nodata, account.failed, account.missing) == (4, 1, 5, 0)
+    archive = open_archive(tmp_path / "archive")
+    found = dict(archive.sql("SELECT tile_id, reason FROM embeddings WHERE status <> 'valid'").fetchall())
+    says = {
+        "town/truncated.jpg": "truncated",
+        "town/text.jpg": "cannot",
+        "town/empty.png": "cannot",
+        "town/4.jpg": "nothing is there",
+        "holes/y00000_x00000": "1 values are NaN",
+        "void/y00000_x00000": "all pixels are no-data",
+    }
+    assert found.keys() == says.keys()
+    for tile_id, words in says.items():
+        assert words in found[tile_id], found[tile_id]
+        assert "\n" not in found[tile_id]
+    assert len(archive.pull()) == 4
+
+
+def test_failed_tiles_are_tried_again_when_asked(codec_folder: str, tmp_path: Path) -> None:
+    images = bad_folder(tmp_path / "images")
+    catalog = build_catalog(images).select("tile_id LIKE 'town/%.jpg'")
+    write_catalog(catalog, tmp_path / "catalog.parquet")
+    encode(tmp_path / "catalog.parquet", tmp_path / "archive", codec_url=codec_folder, local=True)
+    shutil.copy(images / "town" / "1.jpg", images / "town" / "truncated.jpg")
+    unasked = encode(tmp_path / "catalog.parquet", tmp_path / "archive", local=True)
+    assert (unasked.encoded, unasked.failed) == (0, 2)
+    asked = encode(tmp_path / "catalog.parquet", tmp_path / "archive", local=True, retry_failed=True)
+    assert (asked.failed, asked.valid) == (1, 6)
+    assert len(hashes(tmp_path / "archive")) == 7
+
+
+def test_a_changed_source_is_encoded_again(tmp_path: Path) -> None:
+    random_codec(tmp_path / "codec", mean=128)
+    images = bad_folder(tmp_path / "images")
+
+    def build() -> Catalog:
+        return build_catalog(images).select("tile_id LIKE 'town/_.jpg'")
+
+    write_catalog(build(), tmp_path / "catalog.parquet")
+    encode(tmp_path / "catalog.parquet", tmp_path / "archive", codec_url=tmp_path / "codec", local=True)
+    before = hashes(tmp_path / "archive")
+    shutil.copy(images / "town" / "1.jpg", images / "town" / "3.jpg")
+    write_catalog(build(), tmp_path / "catalog.parquet")
+    assert encode(tmp_path / "catalog.parquet", tmp_path / "archive", local=True).encoded == 1
+    after = hashes(tmp_path / "archive")
+    assert {t for t in before if before[t] != after[t]} == {"town/3.jpg"}
+    assert len(open_archive(tmp_path / "archive", version=1)) == 5
+
+
+def test_a_codec_that_does_not_fit_is_refused_and_nothing_is_written(catalog: Path, tmp_path: Path) -> None:
+    other = random_codec(tmp_path / "codec", bands=("nir", "red"))
+    with pytest.raises(CodecMismatch, match="bands nir that are asked for"):
+        encode(catalog, tmp_path / "archive", codec_url=other._store.url, local=True)
+    assert not (tmp_path / "archive").exists()
+
+
+def test_a_second_codec_for_the_same_tiles_is_refused(whole: str, catalog: Path, tmp_path: Path) -> None:
+    before = hashes(whole)
+    other = random_codec(tmp_path / "codec", seed=1)
+    with pytest.raises(CodecMismatch, match="reencode"):
+        encode(catalog, whole, codec_url=other._store.url, local=True, shard_tiles=32)
+    assert hashes(whole) == before
+
+
+def test_what_is_not_there(catalog: Path, codec_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="nothing is there"):
+        encode(tmp_path / "none.parquet", tmp_path / "archive", codec_url=codec_folder, local=True)
+    with pytest.raises(NotFound, match="no codec there"):
+        encode(catalog, tmp_path / "archive", codec_url=tmp_path / "none", local=True)
+    with pytest.raises(InputError, match="name one with --codec"):
+        encode(catalog, tmp_path / "archive", local=True)
+    with pytest.raises(InputError, match="use a path, s3"):
+        encode(catalog, "nowhere://x/y", codec_url=codec_folder, local=True)

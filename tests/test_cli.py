@@ -1,0 +1,126 @@
+"""The `nec` command as a user meets it: one clear line and exit code 1 for a mistake, plain results otherwise."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.archive.make import Made, filled_archive
+from tests.runtime.make import random_codec
+
+
+def nec(*arguments: str | Path, text: bool = True) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from nec_ray.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=text, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return filled_archive(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Catalog and codec of the built-in scene, and an archive made of them by commands."""
+    from nec_ray.tiles import builtin_scene
+
+    folder = tmp_path_factory.mktemp("road")
+    random_codec(folder / "codec")
+    built = nec("tiles", "build", builtin_scene(), "--tile-size", "32", "--out", folder / "catalog.parquet", "--json")
+    assert json.loads(built.stdout)["tiles"] == 870, built.stderr
+    done = nec(
+        "encode", folder / "catalog.parquet", folder / "archive", "--codec", folder / "codec", "--local", "--json"
+    )
+    account = json.loads(done.stdout)
+    assert account["tiles"] == 870 == account["valid"] + account["nodata"] + account["failed"], done.stderr
+    return folder
+
+
+def test_query_prints_every_format(made: Made) -> None:
+    sql = "SELECT tile_id, status, payload.layer_lengths AS lengths, sha256 FROM embeddings ORDER BY tile_id LIMIT 3"
+    assert "t001" in nec("query", made.url, sql).stdout
+    rows = list(csv.DictReader(io.StringIO(nec("query", made.url, sql, "--format", "csv").stdout)))
+    lines = nec("query", made.url, sql, "--format", "json").stdout.splitlines()
+    assert [row["tile_id"] for row in rows] == ["t000", "t001", "t002"] == [json.loads(x)["tile_id"] for x in lines]
+    assert json.loads(rows[0]["lengths"]) == json.loads(lines[0])["lengths"]
+    assert rows[0]["sha256"] == json.loads(lines[0])["sha256"]
+    raw = subprocess.run(
+        [sys.executable, "-c", "from nec_ray.cli import main; main()", "query", made.url, sql, "--format", "parquet"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert pq.read_table(io.BytesIO(raw))["tile_id"].to_pylist() == ["t000", "t001", "t002"]
+
+
+def test_pull_head_and_predict(road: Path) -> None:
+    from nec_ray.tiles import builtin_labels
+
+    archive = road / "archive"
+    pulled = nec("pull", archive, "--where", "bbox.ymin > -25.3", "--out", road / "some.npz", "--json")
+    assert json.loads(pulled.stdout)["channels"] == 16, pulled.stderr
+    trained = nec("head", archive, "--labels", builtin_labels(), "--out", road / "head", "--json")
+    metrics = json.loads(trained.stdout)
+    assert {"accuracy", "majority", "tiles", "bytes_per_tile"} <= metrics.keys(), trained.stderr
+    assert metrics["accuracy"] > metrics["majority"] - 0.1
+    done = nec("predict", archive, "--head", road / "head", "--out", road / "classes.parquet", "--json")
+    assert json.loads(done.stdout)["tiles"] == len(pq.read_table(road / "classes.parquet")), done.stderr
+
+
+def test_a_dry_run_writes_nothing(road: Path) -> None:
+    done = nec(
+        "encode", road / "catalog.parquet", road / "new", "--codec", road / "codec", "--dry-run", "--json"
+    )
+    assert json.loads(done.stdout)["to_encode"] == 870
+    assert not (road / "new").exists()
+
+
+def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]]:
+    recipe = folder / "recipe.toml"
+    recipe.write_text('[data]\ncatalog = "none.parquet"\nsize = 32\n[train]\nbetta = 1\n')
+    text = folder / "text.txt"
+    text.write_text("no image")
+    broken = folder / "broken.tif"
+    broken.write_bytes(b"II*\0 but nothing more")
+    return {
+        "no such source": (["tiles", "build", folder / "none", "--out", folder / "c"], "nothing is there"),
+        "no image": (["tiles", "build", text, "--out", folder / "c"], "no GeoTIFF, JPEG or PNG"),
+        "broken image": (["tiles", "build", broken, "--out", folder / "c"], "cannot be read as an image"),
+        "no such catalog": (["encode", folder / "none", folder / "a"], "none"),
+        "no catalog": (["encode", text, folder / "a"], "Parquet"),
+        "no such archive": (["query", folder / "none", "SELECT 1"], "no archive there"),
+        "unknown scheme": (["query", "gopher://x", "SELECT 1"], "gopher"),
+        "bad SQL": (["query", made.url, "SELEKT 1"], "syntax error"),
+        "unknown column": (["query", made.url, "SELECT cloud FROM embeddings"], "cloud"),
+        "writing SQL": (["query", made.url, "COPY embeddings TO 'x'"], "only one SELECT"),
+        "no such version": (["query", made.url, "SELECT 1", "--version", "77"], "no version 77"),
+        "nothing to pull": (["pull", made.url, "--where", "false", "--out", folder / "x.npz"], "no valid tile"),
+        "unknown ending": (["pull", made.url, "--out", folder / "x.csv"], ".npz"),
+        "no such recipe": (["train", folder / "none.toml"], "no recipe there"),
+        "unknown key": (["train", recipe], "train.betta"),
+        "no such labels": (["head", made.url, "--labels", folder / "none", "--out", folder / "h"], "none"),
+        "no such head": (["predict", made.url, "--head", folder / "none", "--out", folder / "p"], "none"),
+    }
+
+
+def test_a_mistake_gives_one_clear_line_and_exit_code_1(made: Made, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in Path(made.url).rglob("*") if path.is_file()}
+    for name, (arguments, says) in mistakes(made, tmp_path).items():
+        done = nec(*arguments)
+        assert done.returncode == 1, (name, done)
+        assert done.stdout == "", name
+        assert len(done.stderr.splitlines()) == 1, (name, done.stderr)
+        line = done.stderr.strip()
+        assert line.startswith("nec: error: "), (name, line)
+        assert says in line, (name, line)
+    assert before == {path: path.read_bytes() for path in Path(made.url).rglob("*") if path.is_file()}
+
+
+def test_wrong_usage_is_exit_code_2(made: Made) -> None:
+    assert nec("query", made.url).returncode == 2
+    assert nec("query", made.url, "SELECT 1", "--format", "xml").returncode == 2
+    assert nec("nonsense").returncode == 2
