@@ -1,15 +1,13 @@
-"""Train a codec from a recipe; for `ray job submit -- python jobs/train.py RECIPE --out DIR`.
+"""Train a codec; for `ray job submit -- python jobs/train.py RECIPE --out DIR`.
 
-The folder of the run must be on storage that every node reaches. Exit codes: 0 done; 1 a typed error that running
-again does not mend; 75 run the same job again.
+Exit codes: 0 done; 1 a typed error that running again does not mend; 75 run the same job again.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from nec_ray.errors import NecError, RunError, StorageError
+from nec_ray.errors import ConflictError, NecError, RunError, StorageError
 from nec_ray.runtime.recipe import read_recipe
 from nec_ray.runtime.train import train
 
@@ -17,20 +15,18 @@ RETRY = 75
 
 
 def main() -> int:
-    """Parse, train, print where the codec is as one JSON line."""
+    """Parse, train, print where the codec is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--restart", action="store_true")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     asked = parser.parse_args()
     try:
-        recipe = read_recipe(asked.recipe, asked.set)
-        codec = train(recipe, asked.out, restart=asked.restart, progress=lambda line: print(line, file=sys.stderr))
+        codec = train(read_recipe(asked.recipe, asked.overrides), asked.out, progress=print)
     except NecError as error:
         print(f"error: {error}", file=sys.stderr)
-        return RETRY if isinstance(error, RunError | StorageError) else 1
-    print(json.dumps({"codec": str(codec)}))
+        return RETRY if isinstance(error, ConflictError | RunError | StorageError) else 1
+    print(codec)
     return 0
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a typed error, one line on stderr; 2 wrong usage; 130 stop
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -298,6 +299,7 @@ def predict(
 
 
 _ROWS_SHOWN = 40
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
@@ -309,8 +311,8 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 
 @contextmanager
-def _bar(what: str, quiet: bool) -> Iterator[Any]:
-    """A progress bar on stderr; the value is called with (done, total)."""
+def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, or a line now and then where that is no terminal; called with (done, total)."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -318,7 +320,18 @@ def _bar(what: str, quiet: bool) -> Iterator[Any]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_notes, disable=quiet, transient=not _notes.is_terminal) as progress:
+    if not _notes.is_terminal:
+        said = time.monotonic()
+
+        def say(done: int, total: int) -> None:
+            nonlocal said
+            if not quiet and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                _notes.print(f"{what}: {done:,} of {total:,}")
+
+        yield say
+        return
+    with Progress(*columns, console=_notes, disable=quiet) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

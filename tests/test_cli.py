@@ -72,9 +72,7 @@ def test_pull_head_and_predict(road: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(road: Path) -> None:
-    done = nec(
-        "encode", road / "catalog.parquet", road / "new", "--codec", road / "codec", "--dry-run", "--json"
-    )
+    done = nec("encode", road / "catalog.parquet", road / "new", "--codec", road / "codec", "--dry-run", "--json")
     assert json.loads(done.stdout)["to_encode"] == 870
     assert not (road / "new").exists()
 
