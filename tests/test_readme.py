@@ -1,0 +1,62 @@
+"""The README's commands and Python, run as they stand there, on the results of the demo."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a clone, so that the README's relative paths hold."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "nec_ray").mkdir()
+    shutil.copytree(ROOT / "nec_ray" / "data", folder / "nec_ray" / "data")
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    words = shlex.split(command.removeprefix("uv run "))
+    assert words[0] == "nec"
+    program = [sys.executable, "-c", "from nec_ray.cli import main; main()", *words[1:]]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_every_command_and_the_python_of_the_readme(workplace: Path) -> None:
+    demo, road = blocks("")
+    assert demo.strip() == "uv run nec demo"
+    run(demo.strip() + " --json", workplace)
+    summary = json.loads((workplace / "nec-demo" / "summary.json").read_text())
+    account = summary["archive"]
+    assert account["tiles"] == account["valid"] + account["nodata"] + account["failed"]
+    assert account["failed"] == account["missing"] == 0
+    assert summary["head"]["accuracy"] > summary["head"]["majority"]
+    for picture in summary["pictures"]:
+        assert Path(picture).stat().st_size > 10_000
+    again = json.loads(run("nec demo --json", workplace))
+    assert again["archive"]["encoded"] == 0
+    # The codec of the demo stands in for a second training run: test_train.py covers `nec train`.
+    for command in road.strip().splitlines():
+        if command.startswith("nec train"):
+            shutil.copytree(workplace / "nec-demo" / "train", workplace / "my-codec")
+        else:
+            run(command, workplace)
+    [code] = blocks("python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "valid" in done.stdout
