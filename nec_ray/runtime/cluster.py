@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,12 +30,13 @@ def connect() -> Iterator[None]:
         yield
         return
     try:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS") or "local",
-            include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        with _no_remarks():
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS") or "local",
+                include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().split("\n", 1)[0]
         raise RunError(
@@ -46,3 +48,17 @@ def connect() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_remarks() -> Iterator[None]:
+    """Keeps the C++ side of Ray from announcing its log level on stderr; errors come as exceptions all the same."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
