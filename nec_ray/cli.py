@@ -73,7 +73,9 @@ def demo(
     """The whole road on the built-in real scene, with pictures; a second run goes on where the first stopped."""
     from nec_ray.runtime.demo import run_demo
 
-    _print(run_demo(out, restart=restart, say=_say(as_json)), as_json)
+    summary = run_demo(out, restart=restart, say=_say(as_json))
+    if as_json:
+        _print(summary, as_json)
 
 
 @tiles_app.command("build")

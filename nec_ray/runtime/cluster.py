@@ -42,8 +42,7 @@ def connect() -> Iterator[None]:
         raise RunError(
             f"Ray does not answer ({first}); check RAY_ADDRESS, or unset it to run on this machine"
         ) from error
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Encoding on Ray Data: shards -> pixels (CPU tasks) -> symbols, payloads, packs (an elastic actor pool)."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,9 +34,12 @@ def on_ray(todo: Plan, codec: Codec, store: Store, workers: int | None) -> Itera
         RunError: the cluster has too few cores, or lost its workers too often.
     """
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, DataContext
 
     with connect():
+        # The command line has a progress bar of its own; Ray Data sets its loggers' levels when it is imported.
+        DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         cores = ray.cluster_resources().get("CPU", 0)
         most = int((cores - _READER_CPUS) // _ENCODER_CPUS)
         wanted = workers or int(cores)
