@@ -8,8 +8,7 @@ epochs as few tiles need and many do not. Images cannot be augmented at a consum
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from nec_ray.evaluate.labels import Labels
 from nec_ray.evaluate.pictures import confusion_matrix
 from nec_ray.models.dataset import EmbeddingSource, PulledTiles
 from nec_ray.models.heads import ClassificationHead, DecoderLayer, save_head
+from nec_ray.models.threads import one_thread
 
 METRICS_JSON = "metrics.json"
 CONFUSION_PNG = "confusion.png"
@@ -192,7 +192,7 @@ def evaluate_embeddings(
     classes = classes or int(max(train_y.max(), test_y.max())) + 1
     epochs = epochs or _default_epochs(len(train_x))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _one_thread(), torch.random.fork_rng():
+    with one_thread(), torch.random.fork_rng():
         torch.manual_seed(seed)
         head = _new_head(train_x, classes, decoder_layer, first_layer, device)
         trained = _fit(head, train_x, train_y, epochs, frozen=decoder_layer == "frozen", progress=progress)
@@ -222,17 +222,6 @@ def score(truth: Targets, predicted: Targets, train_y: Targets, classes: int) ->
         recall=recall,
         confusion=confusion.tolist(),
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more threads, and their sums then depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _new_head(

@@ -1,9 +1,5 @@
 """From pixels to latents and symbols with a codec's encoder; CompressAI is not needed for that."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,6 +8,7 @@ from torch import nn
 from nec_ray.codec import Codec
 from nec_ray.errors import CorruptCodec, InputError
 from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
+from nec_ray.models.threads import one_thread
 
 BATCH = 32
 _LARGEST_INPUT = 1e6
@@ -50,7 +47,7 @@ class Embedder:
             raise ValueError(f"pixels must be (tiles, {self._shape}), not {pixels.shape}")
         out = np.empty((len(pixels), *self._latent), np.float32)
         batch = torch.zeros((BATCH, *self._shape))
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), one_thread():
             for start in range(0, len(pixels), BATCH):
                 part = torch.from_numpy(np.array(pixels[start : start + BATCH], np.float32))
                 batch[: len(part)] = ((part - self._mean) / self._std).clamp_(-_LARGEST_INPUT, _LARGEST_INPUT)
@@ -95,13 +92,3 @@ def _load(module: nn.Module, codec: Codec, part: str) -> None:
         raise CorruptCodec(
             f"codec {codec.id[:12]}: its {part} does not fit its architecture ({first[0].strip()})"
         ) from None
-
-
-@contextmanager
-def _one_thread() -> Iterator[Any]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
