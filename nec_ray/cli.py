@@ -4,11 +4,14 @@ Exit codes: 0 done; 1 a typed error, one line on stderr; 2 wrong usage; 130 stop
 """
 
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +27,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-from nec_ray.errors import MissingDependency, NecError
+from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError
 
 app = typer.Typer(
     name="nec",
@@ -38,6 +42,15 @@ app.add_typer(tiles_app, name="tiles")
 
 _notes = Console(stderr=True, highlight=False, soft_wrap=True)
 _out = Console(highlight=False, soft_wrap=True)
+
+
+def _local(given: str | Path) -> Path:
+    """A local path, also as file://; other URLs cannot be written as a folder of files."""
+    text = str(given)
+    if "://" in text and not text.startswith("file://"):
+        raise InputError(f"{text}: this is written to a local path only; give one")
+    return Path(text.removeprefix("file://"))
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Where = Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")]
@@ -64,7 +77,7 @@ class DecoderLayer(StrEnum):
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("nec-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the results.", parser=_local)] = Path("nec-demo"),
     restart: Annotated[
         bool, typer.Option(help="Start clean instead of going on where an earlier run stopped.")
     ] = False,
@@ -84,7 +97,7 @@ def tiles_build(
         str,
         typer.Argument(help="GeoTIFF/COG, a folder of them, or a folder of images (class folders give labels)."),
     ],
-    out: Annotated[Path, typer.Option(help="The catalog, a Parquet file.")],
+    out: Annotated[str, typer.Option(help="The catalog, a Parquet file: a path or URL.")],
     tile_size: Annotated[
         int | None, typer.Option(help="Pixels a side of a window (GeoTIFF); 64 where not given.", min=1)
     ] = None,
@@ -115,18 +128,20 @@ def tiles_build(
             attribution=attribution,
             progress=advance,
         )
-    write_catalog(catalog, str(out))
+    write_catalog(catalog, out)
     labels = catalog.table["label"].combine_chunks().drop_null().unique()
-    _print({"catalog": str(out), "tiles": len(catalog), "classes": len(labels)}, as_json)
+    _print({"catalog": out, "tiles": len(catalog), "classes": len(labels)}, as_json)
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file; its keys are in schemas/recipe.schema.json.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A TOML file; its keys are in schemas/recipe.schema.json.", parser=_local)
+    ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as train.beta=0.02.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the codec is written to OUT/codec.")] = Path(
-        "nec-train"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run; the codec is written to OUT/codec.", parser=_local)
+    ] = Path("nec-train"),
     restart: Annotated[
         bool, typer.Option(help="Throw an earlier run in OUT away instead of going on with it.")
     ] = False,
@@ -204,13 +219,14 @@ def query(
     from nec_ray.archive import open_archive
 
     result = open_archive(archive, version).sql(sql).to_arrow_table()
+    result = result.rename_columns(_distinct(result.column_names))
     if format_ is Format.table:
         _out.print(_as_table(result.slice(0, _ROWS_SHOWN)))
         if result.num_rows > _ROWS_SHOWN:
             _notes.print(f"{_ROWS_SHOWN} of {result.num_rows:,} rows; --format csv prints all")
     elif format_ is Format.json:
         for row in result.to_pylist():
-            sys.stdout.write(json.dumps(row, default=_plain) + "\n")
+            sys.stdout.write(_json(row) + "\n")
     else:
         _write_binary(result, format_)
 
@@ -218,7 +234,7 @@ def query(
 @app.command()
 def pull(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
-    out: Annotated[Path, typer.Option(help="File to write: .npz, .zarr or .parquet.")],
+    out: Annotated[Path, typer.Option(help="File to write: .npz, .zarr or .parquet.", parser=_local)],
     where: Where = None,
     layers: Layers = None,
     version: AtVersion = None,
@@ -246,7 +262,7 @@ def pull(
 @app.command()
 def head(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
-    out: Annotated[Path, typer.Option(help="Folder for the head, its metrics and pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for the head, its metrics and pictures.", parser=_local)],
     labels: Annotated[
         str | None,
         typer.Option(help="Parquet, CSV or GeoJSON, or a catalog; the archive's own labels where not given."),
@@ -287,8 +303,8 @@ def head(
 @app.command()
 def predict(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
-    head_dir: Annotated[Path, typer.Option("--head", help="Folder that `nec head` wrote.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    head_dir: Annotated[Path, typer.Option("--head", help="Folder that `nec head` wrote.", parser=_local)],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.", parser=_local)],
     where: Where = None,
     as_json: Json = False,
 ) -> None:
@@ -296,11 +312,13 @@ def predict(
     from nec_ray.archive import open_archive
     from nec_ray.evaluate import predict as run
 
-    table = run(open_archive(archive), head_dir, where, out)
+    with _bar("predicting", as_json) as advance:
+        table = run(open_archive(archive), head_dir, where, out, progress=advance)
     _print({"out": str(out), "tiles": table.num_rows}, as_json)
 
 
 _ROWS_SHOWN = 40
+_CELL = 120
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -340,7 +358,7 @@ def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def _print(facts: dict[str, Any], as_json: bool, lines: list[str] | None = None) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(facts, default=_plain) + "\n")
+        sys.stdout.write(_json(facts) + "\n")
         return
     for line in lines or [f"{key.replace('_', ' ')}: {_number(value)}" for key, value in facts.items()]:
         _out.print(line, markup=False)
@@ -357,24 +375,51 @@ def _plain(value: Any) -> Any:
         return value.hex()
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Decimal):  # DuckDB's sums of integers
+        return int(value) if value == value.to_integral_value() else float(value)
     return str(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), default=_plain, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Column names, the second of one name with _2 and so on: a join gives doubled ones."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return distinct
 
 
 def _as_table(rows: Any) -> Table:
     table = Table(show_lines=False)
     for name in rows.column_names:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold", min_width=min(8, len(name)))
     for row in rows.to_pylist():
-        cells = [
-            json.dumps(v, default=_plain)
-            if isinstance(v, dict | list)
-            else ""
-            if v is None
-            else str(_plain(v) if isinstance(v, bytes) else v)
-            for v in row.values()
-        ]
-        table.add_row(*(cell if len(cell) <= 120 else f"{cell[:117]}..." for cell in cells))
+        table.add_row(
+            *(Text(cell if len(cell) <= _CELL else f"{cell[: _CELL - 3]}...") for cell in _cells(row.values()))
+        )
     return table
+
+
+def _cells(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if value is None:
+            yield ""
+        else:
+            yield _json(value) if isinstance(value, dict | list) else str(_plain(value))
 
 
 def _write_binary(result: Any, format_: Format) -> None:
@@ -384,24 +429,23 @@ def _write_binary(result: Any, format_: Format) -> None:
 
     sink = pa.PythonFile(sys.stdout.buffer, mode="w")
     if format_ is Format.csv:
-        nested = [f.name for f in result.schema if pa.types.is_nested(f.type) or pa.types.is_binary(f.type)]
-        for name in nested:  # CSV has no nested values: they stand as JSON, bytes as hexadecimal digits
-            texts = [
-                None if v is None else v.hex() if isinstance(v, bytes) else json.dumps(v, default=_plain)
-                for v in result[name].to_pylist()
-            ]
-            result = result.set_column(result.schema.get_field_index(name), name, pa.array(texts, pa.string()))
-        pyarrow.csv.write_csv(result, sink)
+        texts = {}
+        for field in result.schema:  # CSV has no nested values: they stand as JSON, bytes as hexadecimal digits
+            simple = pa.types.is_primitive(field.type) or pa.types.is_string(field.type)
+            values = result[field.name]
+            if not simple or pa.types.is_interval(field.type):
+                cells = _cells(values.to_pylist())
+                values = pa.array([cell or None for cell in cells], pa.string())
+            texts[field.name] = values
+        pyarrow.csv.write_csv(pa.table(texts), sink)
     elif sys.stdout.isatty():
-        raise NecError("Parquet is no text; send it to a file: nec query ... --format parquet > result.parquet")
+        raise InputError("Parquet is no text; send it to a file: nec query ... --format parquet > result.parquet")
     else:
         pyarrow.parquet.write_table(result, sink)
 
 
 def main() -> None:
     """Entry point of the `nec` command."""
-    from nec_ray.runtime.encode import Interrupted
-
     try:
         code = app(standalone_mode=False)
     except NecError as error:
@@ -422,6 +466,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has enough
         code = 0
+    except OSError as error:
+        code = _fail(f"{error.filename or 'writing'}: {error.strerror or error}; give another path")
     except Exception as error:
         # Typer carries a click of its own, whose usage errors have no public name.
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):

@@ -106,3 +106,12 @@ class StorageError(NecError):
 
 class RunError(NecError):
     """A training or encoding run failed as a whole."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a run (no error, so no NecError); what was finished is committed."""
+
+    def __init__(self, done: int, todo: int) -> None:
+        super().__init__(
+            f"stopped: {done:,} of {todo:,} tiles are committed; run the same command again to go on with the rest"
+        )

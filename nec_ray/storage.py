@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from nec_ray.errors import InputError, NotFound, StorageError
 
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp")  # object stores' libraries, whose errors are no OSErrors
 _PRECONDITION_STATUS = (409, 412)  # S3 answers either when an object is already there
 
 
@@ -41,14 +42,17 @@ class Store:
             raise StorageError(f"{self.url}: {name!r} is no name inside this folder")
         return f"{self._root.rstrip('/')}/{name}"
 
+    def _where(self, name: str) -> str:
+        return f"{self.url.rstrip('/')}/{name}"
+
     def read(self, name: str) -> bytes:
         """All bytes of an object."""
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             return bytes(self._fs.cat_file(self.path(name)))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes `[start, end)` of an object."""
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             data = bytes(self._fs.cat_file(self.path(name), start=start, end=end))
         if len(data) != end - start:
             raise StorageError(
@@ -60,19 +64,19 @@ class Store:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """An object as a seekable file; on object stores a read fetches just the bytes asked for."""
         options = {} if self.is_local else {"cache_type": "none"}
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             file = self._fs.open(self.path(name), "rb", **options)
         with file:
             yield file
 
     def size(self, name: str) -> int:
         """Length of an object in bytes."""
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             return int(self._fs.info(self.path(name))["size"])
 
     def exists(self, name: str) -> bool:
         """Whether an object or folder is there."""
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             return bool(self._fs.exists(self.path(name)))
 
     def list(self, prefix: str) -> list[str]:
@@ -85,7 +89,7 @@ class Store:
     def replace(self, name: str, data: bytes) -> None:
         """Write an object whole, in place of one that may be there: for files of the user's, never an archive's."""
         path = self.path(name)
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             if not self.is_local:
                 self._fs.pipe_file(path, data)
                 return
@@ -94,7 +98,7 @@ class Store:
 
     def etag(self, name: str) -> str:
         """Changes when the object changes: the store's ETag, or modification time and size."""
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             info = self._fs.info(self.path(name))
         if self.is_local:
             return f"{Path(self.path(name)).stat().st_mtime_ns:x}-{info['size']:x}"
@@ -104,7 +108,7 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless one of that name is there; true if this call wrote it."""
         path = self.path(name)
-        with _typed_errors(f"{self.url}/{name}"):
+        with _typed_errors(self._where(name)):
             if self.is_local:
                 return _create_local(Path(path), data)
             try:
@@ -182,3 +186,7 @@ def _typed_errors(where: str) -> Iterator[None]:
         raise StorageError(
             f"{where}: {error.strerror or error}; check the store, then run the command again"
         ) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in _CLIENTS:
+            raise
+        raise StorageError(f"{where}: {error}; check the address and the credentials") from error

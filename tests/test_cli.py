@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from nec_ray.tiles import build_catalog, builtin_scene, write_catalog
 from tests.archive.make import Made, filled_archive
 from tests.runtime.make import random_codec
 
@@ -27,8 +31,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Catalog and codec of the built-in scene, and an archive made of them by commands."""
-    from nec_ray.tiles import builtin_scene
-
     folder = tmp_path_factory.mktemp("road")
     random_codec(folder / "codec")
     built = nec("tiles", "build", builtin_scene(), "--tile-size", "32", "--out", folder / "catalog.parquet", "--json")
@@ -80,6 +82,12 @@ def test_a_dry_run_writes_nothing(road: Path) -> None:
 def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]]:
     recipe = folder / "recipe.toml"
     recipe.write_text('[data]\ncatalog = "none.parquet"\nsize = 32\n[train]\nbetta = 1\n')
+    good = folder / "good.toml"
+    good.write_text('[data]\ncatalog = "none.parquet"\nsize = 32\n')
+    shutil.copy(builtin_scene(), folder / "ok.tif")
+    write_catalog(build_catalog(builtin_scene(), tile_size=256), folder / "ok.parquet")
+    random_codec(folder / "codec", bands=("nir",))
+    random_codec(folder / "rgb")
     text = folder / "text.txt"
     text.write_text("no image")
     broken = folder / "broken.tif"
@@ -97,6 +105,20 @@ def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]
         "writing SQL": (["query", made.url, "COPY embeddings TO 'x'"], "only one SELECT"),
         "no such version": (["query", made.url, "SELECT 1", "--version", "77"], "no version 77"),
         "nothing to pull": (["pull", made.url, "--where", "false", "--out", folder / "x.npz"], "no valid tile"),
+        "broken condition": (["pull", made.url, "--where", "true) OR (1=1", "--out", folder / "x.npz"], "condition"),
+        "no credentials": (["query", "s3://no-such-bucket-of-ours/x", "SELECT 1"], "s3://no-such-bucket-of-ours"),
+        "URL for a folder": (["pull", made.url, "--out", "s3://bucket/x.npz"], "local path"),
+        "unwritable output": (["pull", made.url, "--out", "/proc/x.npz"], "/proc/x.npz"),
+        "catalog in a folder": (["tiles", "build", broken.parent / "ok.tif", "--out", folder], str(folder)),
+        "codec for other bands": (
+            ["encode", folder / "ok.parquet", folder / "a", "--codec", folder / "codec", "--local"],
+            "bands nir",
+        ),
+        "bad condition": (
+            ["encode", folder / "ok.parquet", folder / "a", "--codec", folder / "rgb", "--where", "nope = 1"],
+            "nope",
+        ),
+        "mistyped catalog": (["train", good, "--out", folder / "run"], "nothing is there"),
         "unknown ending": (["pull", made.url, "--out", folder / "x.csv"], ".npz"),
         "no such recipe": (["train", folder / "none.toml"], "no recipe there"),
         "unknown key": (["train", recipe], "train.betta"),
@@ -107,8 +129,12 @@ def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]
 
 def test_a_mistake_gives_one_clear_line_and_exit_code_1(made: Made, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in Path(made.url).rglob("*") if path.is_file()}
-    for name, (arguments, says) in mistakes(made, tmp_path).items():
-        done = nec(*arguments)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    os.environ.update({**environment, "AWS_EC2_METADATA_DISABLED": "true"})
+    made_of = mistakes(made, tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda mistake: nec(*mistake[0]), made_of.values()))
+    for (name, (_, says)), done in zip(made_of.items(), results, strict=True):
         assert done.returncode == 1, (name, done)
         assert done.stdout == "", name
         assert len(done.stderr.splitlines()) == 1, (name, done.stderr)
@@ -116,6 +142,19 @@ def test_a_mistake_gives_one_clear_line_and_exit_code_1(made: Made, tmp_path: Pa
         assert line.startswith("nec: error: "), (name, line)
         assert says in line, (name, line)
     assert before == {path: path.read_bytes() for path in Path(made.url).rglob("*") if path.is_file()}
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_odd_but_legal_results_are_printed(made: Made) -> None:
+    sql = (
+        "SELECT 1 AS a, 2 AS a, '[/x]' AS b, 'nan'::FLOAT AS c, sum(n_bytes) AS d, interval 1 day AS e FROM embeddings"
+    )
+    assert "[/x]" in nec("query", made.url, sql).stdout
+    row = json.loads(nec("query", made.url, sql, "--format", "json").stdout)
+    assert (row["a"], row["a_2"], row["c"], type(row["d"])) == (1, 2, None, int)
+    [cells] = csv.DictReader(io.StringIO(nec("query", made.url, sql, "--format", "csv").stdout))
+    assert (cells["a_2"], cells["b"], int(cells["d"])) == ("2", "[/x]", row["d"])
 
 
 def test_wrong_usage_is_exit_code_2(made: Made) -> None:

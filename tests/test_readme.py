@@ -46,6 +46,10 @@ def test_every_command_and_the_python_of_the_readme(workplace: Path) -> None:
     assert account["tiles"] == account["valid"] + account["nodata"] + account["failed"]
     assert account["failed"] == account["missing"] == 0
     assert summary["head"]["accuracy"] > summary["head"]["majority"]
+    measured = json.loads((workplace / "nec-demo" / "head" / "metrics.json").read_text())
+    assert measured["accuracy_uncompressed"] > measured["majority"]
+    info = json.loads((workplace / "nec-demo" / "archive" / "archive.json").read_text())
+    assert (info["licence"], info["attribution"]) == ("public domain", "U.S. Geological Survey")
     for picture in summary["pictures"]:
         assert Path(picture).stat().st_size > 10_000
     again = json.loads(run("nec demo --json", workplace))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -15,7 +16,7 @@ from nec_ray.archive.layout import ArchiveInfo, archive_codec, read_info
 from nec_ray.archive.payloads import decode, fetch, references
 from nec_ray.archive.sql import Query
 from nec_ray.codec import Codec
-from nec_ray.errors import InputError, MixedCodecs
+from nec_ray.errors import BadQuery, InputError, MixedCodecs
 from nec_ray.storage import Store
 
 
@@ -163,12 +164,12 @@ def open_archive(url: str | os.PathLike[str], version: int | datetime | str | No
 
 
 def _parse_version(version: int | datetime | str | None) -> int | datetime | None:
+    if isinstance(version, str) and version.lstrip("-").isdigit():
+        version = int(version)
+    if isinstance(version, int) and not 0 <= version < 1 << 63:
+        raise InputError(f"version {version}: versions are numbered from 0")
     if not isinstance(version, str):
         return version
-    try:
-        return int(version)
-    except ValueError:
-        pass
     try:
         return datetime.fromisoformat(version)
     except ValueError:
@@ -176,5 +177,11 @@ def _parse_version(version: int | datetime | str | None) -> int | datetime | Non
 
 
 def _condition(where: str | None) -> str:
-    # The line break ends a comment in the condition.
-    return f"({where}\n)" if where and where.strip() else "true"
+    """The condition in brackets that it cannot break out of."""
+    if not where or not where.strip():
+        return "true"
+    try:
+        duckdb.SQLExpression(where)
+    except duckdb.Error as error:
+        raise BadQuery(f"{where}: no SQL condition ({' '.join(str(error).split())})") from None
+    return f"({where}\n)"  # the line break ends a comment

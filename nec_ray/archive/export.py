@@ -1,6 +1,7 @@
 """Writes pulled embeddings where consumers want them: .npz, .zarr or .parquet."""
 
 import secrets
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ def check_out(path: Path) -> None:
 def write_pull(pull: Pull, path: Path) -> None:
     """Write tile ids and embeddings; a file appears whole.
 
-    `.npz` and `.zarr` hold `tile_id` (tiles,), `embeddings` float32 (tiles, tokens, channels) and `n_bytes`
-    (tiles,); `.parquet` one row a tile with `embedding`, a list of tokens of lists of channels. Each carries the
-    token grid and the encoder id.
+    `.npz` and `.zarr` hold `tile_id` (tiles,), in Zarr as `tile_id_utf8` uint8 (tiles, bytes), `embeddings` float32
+    (tiles, tokens, channels) and `n_bytes` (tiles,); `.parquet` one row a tile with `embedding`, a list of tokens of
+    lists of channels. Each carries the token grid and the encoder id.
     """
     check_out(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -44,8 +45,9 @@ def write_pull(pull: Pull, path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); give another --out") from error
     finally:
-        if temporary.is_file():
-            temporary.unlink()
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def _write_npz(pull: Pull, path: Path) -> None:

@@ -224,9 +224,7 @@ class Index:
                 table = pq.read_table(handle, columns=list(columns))
             return table.select(list(columns)).cast(pa.schema([schema.field(name) for name in columns]))
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise CorruptIndex(
-                f"{self._store.url}/{file.path}: {_line(error)}; `nec archive rebuild` restores it"
-            ) from None
+            raise CorruptIndex(f"{self._store.url}/{file.path}: {_line(error)}; restore the file from a copy") from None
 
     def _table(self, version: int | None = None) -> DeltaTable:
         try:

@@ -93,7 +93,8 @@ def find_codec(store: Store, prefix: str) -> Codec:
     """
     found = [codec_id for codec_id in codec_ids(store) if codec_id.startswith(prefix)]
     if not found:
-        raise NotFound(f"{store.url}: no codec {prefix}; `nec archive info` lists them")
+        there = ", ".join(codec_id[:12] for codec_id in codec_ids(store)) or "none"
+        raise NotFound(f"{store.url}: no codec {prefix}; there are: {there}")
     if len(found) > 1:
         raise InputError(f"{store.url}: {len(found)} codecs start with {prefix!r}; give more digits")
     return archive_codec(store, found[0])

@@ -30,7 +30,7 @@ class Reference:
     layer_lengths: tuple[int, ...]
 
 
-def references(tile_ids: Sequence[str], payloads: Iterable[dict[str, object]]) -> list[Reference]:
+def references(tile_ids: Sequence[str], payloads: Iterable[dict[str, object] | None]) -> list[Reference]:
     """References of index rows, checked so that nothing in them reaches outside the archive.
 
     Raises:
@@ -38,6 +38,8 @@ def references(tile_ids: Sequence[str], payloads: Iterable[dict[str, object]]) -
     """
     found = []
     for tile_id, payload in zip(tile_ids, payloads, strict=True):
+        if payload is None:
+            raise CorruptIndex(f"tile {tile_id}: valid, but the index names no payload")
         pack, offset, lengths = payload["pack"], payload["offset"], payload["layer_lengths"]
         if not isinstance(pack, str) or not isinstance(offset, int) or not isinstance(lengths, list):
             raise CorruptIndex(f"tile {tile_id}: its payload reference is incomplete")

@@ -11,6 +11,7 @@ from nec_ray.evaluate.consumer import decoder_layer_of
 from nec_ray.evaluate.head import Progress, predict_proba
 from nec_ray.models.dataset import EmbeddingSource, valid_rows
 from nec_ray.models.heads import load_head
+from nec_ray.storage import Store
 from nec_ray.tiles.geoparquet import geoparquet_bytes
 
 _TILES_A_PULL = 2048
@@ -64,8 +65,7 @@ def predict(
     if rows["geometry"].null_count < len(names):
         for column in ("geometry", "bbox"):
             table = table.append_column(rows.schema.field(column), rows[column])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(_parquet(table))
+    Store(out.absolute().parent).replace(out.name, _parquet(table))
     return table
 
 

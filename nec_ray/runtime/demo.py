@@ -41,7 +41,14 @@ def run_demo(out: Path, *, restart: bool = False, say: Say = print) -> dict[str,
 
     say("1/6 tile catalog of the built-in scene (Landsat 8, Itaipu, 2020-05-18)")
     if not catalog_path.exists():
-        write_catalog(build_catalog(str(builtin_scene()), tile_size=TILE_PIXELS), str(catalog_path))
+        built = build_catalog(
+            builtin_scene(),
+            tile_size=TILE_PIXELS,
+            title="Landsat 8, Itaipu, 2020-05-18",
+            licence="public domain",
+            attribution="U.S. Geological Survey",
+        )
+        write_catalog(built, catalog_path)
     catalog = read_catalog(str(catalog_path))
     say(f"    {len(catalog):,} tiles of {TILE_PIXELS} x {TILE_PIXELS} pixels: {catalog_path}")
 

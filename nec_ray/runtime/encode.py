@@ -23,7 +23,7 @@ from nec_ray.archive.layout import (
     read_info,
 )
 from nec_ray.codec import Codec, load_codec
-from nec_ray.errors import InputError, NotFound
+from nec_ray.errors import InputError, Interrupted, NotFound
 from nec_ray.runtime.plan import SHARD_TILES, Plan, plan
 from nec_ray.runtime.shard import Receipt, encode_shard
 from nec_ray.storage import Store
@@ -64,8 +64,8 @@ class Account:
     zstd_bytes_per_tile: float
     """Of the same pixels under zstd level 3, on a sample of tiles."""
     seconds: float
-    tiles_s: float
-    """Tiles a second from the first finished shard to the last, start-up left out; 0 for runs too short to tell."""
+    tiles_s: float | None
+    """Tiles a second from the first finished shard to the last, start-up left out; null for runs too short to tell."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types, for `--json`."""
@@ -84,8 +84,8 @@ class Account:
         if self.valid:
             lines.append(
                 f"against the pixels: {raw / mean:,.0f} times smaller than raw {self.raw_dtype} "
-                f"({raw:,.0f} bytes a tile), "
-                f"{zstd / mean:,.0f} times smaller than zstd ({zstd:,.0f})"
+                f"({raw:,.0f} bytes a tile)"
+                + (f", {zstd / mean:,.0f} times smaller than zstd ({zstd:,.0f})" if zstd else "")
             )
         steady = f", {self.tiles_s:,.0f} tiles/s once started" if self.tiles_s else ""
         lines.append(f"this run: {self.encoded:,} tiles in {self.seconds:.0f} s{steady}")
@@ -94,15 +94,6 @@ class Account:
                 "why tiles failed: nec query ARCHIVE \"SELECT tile_id, reason FROM embeddings WHERE status = 'failed'\""
             )
         return lines
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user stopped a run; what was finished is committed."""
-
-    def __init__(self, done: int, todo: int) -> None:
-        super().__init__(
-            f"stopped: {done:,} of {todo:,} tiles are committed; run the same command again to go on with the rest"
-        )
 
 
 def encode(
@@ -176,17 +167,19 @@ def prepare(
     check_bands(catalog, codec.spec.input.bands)
     index = Index(store)
     exists = store.exists(ARCHIVE_JSON)
-    if create:
+    if exists:
+        read_info(store)
+    todo = plan(
+        catalog, index if exists else None, codec.id, where=where, retry_failed=retry_failed, shard_tiles=shard_tiles
+    )
+    if create:  # only now: what plan() refuses must leave no trace
         licence, attribution = catalog.metadata.licence, catalog.metadata.attribution
         create_archive(store, ArchiveInfo(licence=licence, attribution=attribution))
-    if create or exists:
-        read_info(store)
-    if create:
-        install_codec(store, codec)
         index.create()
+        install_codec(store, codec)
         codec = archive_codec(store, codec.id)
-    there = index if create or exists else None
-    todo = plan(catalog, there, codec.id, where=where, retry_failed=retry_failed, shard_tiles=shard_tiles)
+        if not exists:
+            todo = plan(catalog, index, codec.id, where=where, retry_failed=retry_failed, shard_tiles=shard_tiles)
     return catalog, codec, todo, store, index
 
 
@@ -303,7 +296,7 @@ def _account(
         raw_dtype="/".join(sorted(set(tiles["dtype"].to_pylist()))),
         zstd_bytes_per_tile=zstd,
         seconds=seconds,
-        tiles_s=committer.tiles_s,
+        tiles_s=committer.tiles_s or None,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nec_ray.archive.index import Index, Version
 from nec_ray.contracts import arrow_schema
@@ -35,7 +36,7 @@ class Plan:
 
     base: Version
     tiles: int
-    """Tiles of the catalog."""
+    """Tiles of the catalog that were asked for."""
     todo: int
     """Tiles that are to be encoded."""
     replaces: dict[str, datetime] = field(default_factory=dict)
@@ -85,7 +86,8 @@ def plan(
         BadQuery: the condition does not parse.
     """
     base = index.version() if index else Version(-1, ())
-    rows = catalog.select(where).table
+    asked = catalog.select(where).table["tile_id"].combine_chunks()
+    rows = catalog.table
     rows = rows.take(pa.array(spatial_order(rows)))
     columns = ["tile_id", "source_etag", "status", "codec_id", "encoded_at"]
     committed = index.read(base.files, columns) if index else arrow_schema("index.json").empty_table().select(columns)
@@ -105,17 +107,18 @@ def plan(
             """,
             params=[retry_failed, codec_id],
         ).to_arrow_table()
+    found = found.filter(pc.is_in(found["tile_id"], asked))
     others = {codec for codec in found["codec_id"].to_pylist() if codec is not None} - {codec_id}
     if others:
         raise CodecMismatch(
             f"tiles of this catalog are in the archive under codec {min(others)[:12]}; "
-            "`nec reencode` changes a codec, or give another archive"
+            "give that codec, or another archive"
         )
     ids = found["tile_id"].to_pylist()
     hit = sorted({n // shard_tiles for n in found["n"].to_pylist()})
     return Plan(
         base=base,
-        tiles=rows.num_rows,
+        tiles=len(asked),
         todo=len(ids),
         replaces={
             tile_id: at for tile_id, at in zip(ids, found["encoded_at"].to_pylist(), strict=True) if at is not None

@@ -67,7 +67,7 @@ def _index_rows(shard: Shard, batch: TileBatch, codec: Codec, pooled: Sequence[S
     columns |= {
         "transform": _token_transforms(shard.rows, rows, cols),
         "grid": pa.array([{"rows": rows, "cols": cols} if valid else None for valid in is_valid]),
-        "nodata_share": pa.array(batch.nodata_share, pa.float32()),
+        "nodata_share": pa.array(batch.nodata_share, pa.float32(), from_pandas=True),
         "codec_id": pa.array([codec.id] * n),
         "status": pa.array(batch.status),
         "reason": pa.array(batch.reason, pa.string()),

@@ -1,6 +1,7 @@
 """Trains a codec on Ray Train: MAE pretraining, then adaptation with the entropy model, then export."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from nec_ray.codec import InputSpec
 from nec_ray.errors import BadRecipe, BadSource, InputError, RunError
 from nec_ray.runtime.cluster import connect
 from nec_ray.runtime.recipe import Recipe
+from nec_ray.storage import normalise_url
 from nec_ray.tiles import Catalog, check_bands, read_catalog, read_tiles
 
 METRICS = "metrics.csv"
@@ -56,13 +58,13 @@ def train(recipe: Recipe, out: Path | str, *, restart: bool = False, progress: S
     """
     out = Path(out).expanduser().absolute()
     say = progress or _silent
-    _claim(recipe, out, restart)
+    catalog = read_catalog(recipe.data.catalog)
+    check_bands(catalog, _bands(recipe, catalog))
+    _claim(recipe, catalog, out, restart)
     codec = out / _CODEC
     if (codec / "codec.json").exists():
         say(f"trained already: {codec}")
         return codec
-    catalog = read_catalog(recipe.data.catalog)
-    check_bands(catalog, _bands(recipe, catalog))
     with connect():
         tiles = _cache_pixels(recipe, catalog, out, say)
         _fit(recipe, catalog, out, tiles, say)
@@ -79,10 +81,11 @@ def _silent(_: str) -> None:
     """Say nothing."""
 
 
-def _claim(recipe: Recipe, out: Path, restart: bool) -> None:
-    """Make `out` this recipe's folder."""
+def _claim(recipe: Recipe, catalog: Catalog, out: Path, restart: bool) -> None:
+    """Make `out` the folder of this recipe on these tiles."""
     path = out / _RECIPE
     wanted = recipe.model_dump(mode="json")
+    wanted["data"] |= {"catalog": normalise_url(recipe.data.catalog), "tiles": _digest(catalog)}
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file; give a folder with --out")
     if path.exists():
@@ -103,6 +106,12 @@ def _claim(recipe: Recipe, out: Path, restart: bool) -> None:
     written = path.with_suffix(".part")
     written.write_text(json.dumps(wanted, indent=1))
     written.replace(path)
+
+
+def _digest(catalog: Catalog) -> str:
+    """Changes when the catalog's tiles or their sources do."""
+    pairs = sorted(zip(*(catalog.table[name].to_pylist() for name in ("tile_id", "source_etag")), strict=True))
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def _bands(recipe: Recipe, catalog: Catalog) -> list[str]:

@@ -64,17 +64,22 @@ def build_catalog(
     store, names = _files(url)
     stems = Counter(name.rpartition(".")[0] for name in names)
     rows: list[dict[str, Any]] = []
+    refused = 0
     for done, name in enumerate(names, 1):
         stem = name.rpartition(".")[0]
         how = _How(tile_size or _DEFAULT_TILE, bands, nodata, sensor, acquired_at)
         try:
             rows += _rows(store, name, stem if stems[stem] == 1 else name, how)
         except BadSource:
-            if len(names) == 1 or bands:
+            if len(names) == 1:
                 raise
-            rows.append(unreadable_row(store, name, sensor))  # encoding records it as failed, with the reason
+            # Encoding records it as failed, with the reason; the others are not lost with it.
+            rows.append(unreadable_row(store, name, sensor) | ({"bands": list(bands)} if bands else {}))
+            refused += 1
         if progress and (done % 50 == 0 or done == len(names)):
             progress(done, len(names))
+    if refused == len(names):
+        raise BadSource(f"{url}: none of its {refused} files can be read{' with these bands' if bands else ''}")
     schema = arrow_schema("catalog.json")
     table = pa.table([pa.array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
     return Catalog(

@@ -136,7 +136,7 @@ def _read_image(row: dict[str, Any]) -> Pixels:
     data = store.read(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with _opened(data) as image:
             declared = (row["width"], row["height"])
             if image.size != declared:
                 raise _TileError(f"the file has {_by(image.size)} pixels, its catalog says {_by(declared)}")
@@ -166,6 +166,15 @@ def _fill(pixels: Pixels, nodata: float | None, fill: Sequence[float]) -> tuple[
     if missing.any():
         values = np.where(missing, np.asarray(fill, np.float32)[:, None, None], values)
     return values, float(missing.all(axis=0).mean())
+
+
+def _opened(data: bytes) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+    except UnidentifiedImageError:
+        raise _TileError("cannot be read: no JPEG or PNG") from None
 
 
 def _by(size: tuple[int, int]) -> str:
