@@ -28,11 +28,28 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError
 
+
+class _Stopped(Exception):
+    """Ctrl-C, in a shape that Typer lets through: it would turn KeyboardInterrupt into a silent exit."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped(str(stop) if isinstance(stop, Interrupted) else _STOPPED) from None
+
+
+_STOPPED = "stopped; run the same command again to go on"
+
 app = typer.Typer(
     name="nec",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Neural Embedding Compression on Ray: train, encode, query and pull compressed embeddings of imagery.",
@@ -457,11 +474,8 @@ def main() -> None:
         code = _fail(
             str(MissingDependency(f"this command needs {error.name}; install it with pip install 'nec-ray[{extra}]'"))
         )
-    except Interrupted as stop:
+    except _Stopped as stop:
         _notes.print(f"nec: {stop}", markup=False)
-        code = 130
-    except (KeyboardInterrupt, typer.Abort):
-        _notes.print("nec: stopped; run the same command again to go on")
         code = 130
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has enough

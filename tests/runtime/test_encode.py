@@ -161,7 +161,7 @@ def test_ctrl_c_in_the_command_stops_cleanly(whole: str, catalog: Path, codec_fo
     run.send_signal(signal.SIGINT)
     _, problems = run.communicate(timeout=60)
     assert run.returncode == 130, problems
-    assert "run the same command again" in problems.splitlines()[-1]
+    assert "tiles are committed; run the same command again" in problems.splitlines()[-1]
     assert "Traceback" not in problems
     assert 0 < len(open_archive(archive)) < len(hashes(whole))
     encode(catalog, archive, local=True, shard_tiles=4)
