@@ -34,7 +34,7 @@ class Query:
             self._connection = _connect(store, version, self._raised)
         except duckdb.Error as error:
             raise CorruptIndex(f"{store.url}: its index does not read ({_line(error)})") from error
-        with _typed(self._raised):
+        with _TypedErrors(self._raised):
             _only_a_select(self._connection, sql)
             self._relation = self._connection.sql(sql, params=list(params) if params else None)
             if self._relation is None:
@@ -47,7 +47,7 @@ class Query:
 
     def to_arrow_table(self) -> pa.Table:
         """The whole result."""
-        with _typed(self._raised):
+        with _TypedErrors(self._raised):
             return self._relation.to_arrow_table()
 
     def to_arrow_reader(self, batch_rows: int = 10_000) -> pa.RecordBatchReader:
@@ -56,7 +56,7 @@ class Query:
 
         def batches() -> Any:
             while True:
-                with _typed(self._raised):
+                with _TypedErrors(self._raised):
                     try:
                         batch = reader.read_next_batch()
                     except StopIteration:
@@ -67,7 +67,7 @@ class Query:
 
     def to_arrow_reader_unchecked(self, batch_rows: int) -> pa.RecordBatchReader:
         """DuckDB's own reader, whose errors are DuckDB's."""
-        with _typed(self._raised):
+        with _TypedErrors(self._raised):
             return self._relation.to_arrow_reader(batch_rows)
 
     def fetchall(self) -> list[tuple[Any, ...]]:
@@ -83,7 +83,7 @@ class Query:
         return self.to_arrow_table().__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
-        with _typed(self._raised):
+        with _TypedErrors(self._raised):
             return str(self._relation)
 
 
@@ -160,7 +160,7 @@ def _symbols(store: Store, payload: pa.ChunkedArray) -> list[Any]:
 def _keeping(
     function: Callable[[pa.ChunkedArray], pa.Array], raised: list[NecError]
 ) -> Callable[[pa.ChunkedArray], pa.Array]:
-    """DuckDB drops the type of what a function raises: keep it for `_typed`."""
+    """DuckDB drops the type of what a function raises: keep it for `_TypedErrors`."""
 
     def call(payload: pa.ChunkedArray) -> pa.Array:
         try:
@@ -180,7 +180,7 @@ def _only_a_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise BadQuery(f"{what}: only one SELECT may be run on an archive; nothing was executed")
 
 
-class _typed:  # noqa: N801  (used as a function: `with _typed(...)`)
+class _TypedErrors:
     """Turns DuckDB's errors into typed ones, in one line."""
 
     def __init__(self, raised: list[NecError]) -> None:
