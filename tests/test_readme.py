@@ -1,11 +1,14 @@
 """The README's commands and Python, run as they stand there, on the results of the demo."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,11 +38,34 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
+def interrupt_the_demo(folder: Path) -> None:
+    """Start clean over an earlier demo's folder, and press Ctrl-C in the middle of the training."""
+    out = folder / "nec-demo"
+    out.mkdir()
+    (out / "nec-demo.json").write_text("{}")
+    (out / "stale.txt").write_text("of an earlier demo")
+    program = [sys.executable, "-c", "from nec_ray.cli import main; main()", "demo", "--restart"]
+    demo = subprocess.Popen(
+        program, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = out / "train" / "metrics.csv"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and (not metrics.exists() or len(metrics.read_text().splitlines()) < 3):
+        time.sleep(0.1)
+    os.killpg(demo.pid, signal.SIGINT)
+    _, problems = demo.communicate(timeout=60)
+    assert demo.returncode == 130, problems
+    assert "Traceback" not in problems
+    assert "again" in problems.splitlines()[-1]
+    assert not (out / "stale.txt").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_every_command_and_the_python_of_the_readme(workplace: Path) -> None:
     demo, road = blocks("")
     assert demo.strip() == "uv run nec demo"
+    interrupt_the_demo(workplace)
     run(demo.strip() + " --json", workplace)
     summary = json.loads((workplace / "nec-demo" / "summary.json").read_text())
     account = summary["archive"]

@@ -1,5 +1,6 @@
 """Encoding real imagery: exact, resumable, each tile once, and no bad tile lost or in the way."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -147,18 +148,21 @@ def test_two_encodes_at_once_leave_every_tile_once(
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_command_stops_cleanly(whole: str, catalog: Path, codec_folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("route", [["--local"], []], ids=["local", "ray"])
+def test_ctrl_c_in_the_command_stops_cleanly(
+    route: list[str], whole: str, catalog: Path, codec_folder: str, tmp_path: Path
+) -> None:
     archive = tmp_path / "archive"
     code = (
         "import sys; from nec_ray import cli; from nec_ray.runtime import encode as e;"
         "e.encode.__kwdefaults__.update(shard_tiles=4, commit_seconds=0); sys.argv[0] = 'nec'; cli.main()"
     )
-    command = [sys.executable, "-c", code, "encode", str(catalog), str(archive), "--codec", codec_folder, "--local"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code, "encode", str(catalog), str(archive), "--codec", codec_folder, *route]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(list(archive.glob("index/*.parquet"))) < 3:
         time.sleep(0.02)
-    run.send_signal(signal.SIGINT)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     _, problems = run.communicate(timeout=60)
     assert run.returncode == 130, problems
     assert "tiles are committed; run the same command again" in problems.splitlines()[-1]
