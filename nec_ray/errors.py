@@ -79,6 +79,11 @@ class DataError(NecError):
 class CorruptPayload(DataError):
     """A payload that fails its checksum or does not decode."""
 
+    def __init__(self, message: str, payload: int | None = None) -> None:
+        super().__init__(message)
+        self.payload = payload
+        """Which of several payloads, counted from 0."""
+
 
 class CorruptCodec(DataError):
     """A codec directory whose hashes, tables or golden payloads do not hold."""

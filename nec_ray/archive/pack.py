@@ -29,7 +29,7 @@ def write_pack(
     codec_id: str,
     rows: pa.Table,
     payloads: Sequence[bytes | None],
-    lengths: Sequence[list[int] | None],
+    lengths: Sequence[Sequence[int] | None],
 ) -> pa.Table:
     """Write one pack; an equal one that is already there is success.
 

@@ -1,6 +1,5 @@
 """Fetches payloads from packs by coalesced ranges, and decodes them."""
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ _GAP = 64 * 1024
 """Bytes between two payloads that are read along rather than asked for in two requests."""
 _LARGEST_READ = 8 << 20
 _READERS = 16
-_DECODE_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -98,19 +96,14 @@ def decode(
     Raises:
         CorruptPayload: naming the tile.
     """
-    channels = sum(layer.channels for layer in codec.layers(layers))
-    symbols = np.empty((len(payloads), codec.spec.tokens, channels), np.int32)
-
-    def decode_chunk(start: int) -> None:
-        for i in range(start, min(start + _DECODE_CHUNK, len(payloads))):
-            try:
-                symbols[i] = codec.decompress([payloads[i]], layers)[0]
-            except CorruptPayload as error:
-                what = str(error).removeprefix("payload 0: ")
-                raise CorruptPayload(f"tile {tile_ids[i]}: {what}; encode it again from its source") from None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(decode_chunk, range(0, len(payloads), _DECODE_CHUNK)))
+    try:
+        symbols = codec.decompress(payloads, layers)
+    except CorruptPayload as error:
+        number = error.payload or 0
+        what = str(error).removeprefix(f"payload {number}: ")
+        raise CorruptPayload(f"tile {tile_ids[number]}: {what}; encode it again from its source", number) from None
+    if len(payloads) and symbols.shape[1] != codec.spec.tokens:
+        raise CorruptPayload(f"tile {tile_ids[0]}: {symbols.shape[1]} tokens, its codec declares {codec.spec.tokens}")
     return symbols
 
 

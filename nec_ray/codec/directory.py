@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from nec_ray.codec import payload as payloads_
+from nec_ray.codec.payload import PayloadCoder, Payloads
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage, canonical_json
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.errors import CorruptCodec, CorruptPayload, NotFound, UnsupportedFormat
@@ -47,6 +47,7 @@ class Codec:
         self.id = codec_id
         self.spec = spec
         self.tables = tables
+        self._coder = PayloadCoder(tables, spec.layers)
         self._pool = pool
 
     def __repr__(self) -> str:
@@ -58,26 +59,33 @@ class Codec:
         """What made the embeddings: codecs of one encoder give comparable ones."""
         return self.spec.encoder_id
 
-    def compress(self, symbols: npt.NDArray[np.int32]) -> list[bytes]:
-        """Payloads of `symbols` int32 (tiles, tokens, channels)."""
-        if symbols.ndim == 3 and symbols.shape[1] != self.spec.tokens:
-            raise ValueError(f"codec {self.id[:12]} codes {self.spec.tokens} tokens a tile, not {symbols.shape[1]}")
-        return payloads_.compress(self.tables, self.spec.layers, symbols)
+    def compress(self, symbols: npt.NDArray[np.int32], *, threads: int | None = None) -> Payloads:
+        """Payloads of `symbols` int32 (tiles, tokens, channels).
 
-    def decompress(self, payloads: Sequence[bytes], layers: int | None = None) -> npt.NDArray[np.int32]:
+        Args:
+            symbols: what to code; the codec's number of tokens, or less for smaller tiles.
+            threads: how many to use; all the cores this process may use where it is None.
+
+        Raises:
+            ValueError: an array's type or shape is not the codec's.
+        """
+        return self._coder.compress(symbols, threads=threads)
+
+    def decompress(
+        self, payloads: Sequence[bytes], layers: int | None = None, *, threads: int | None = None
+    ) -> npt.NDArray[np.int32]:
         """Symbols int32 (tiles, tokens, channels of the first `layers`) of payloads or of their first layers.
+
+        Args:
+            payloads: what `compress` made, or any sequence of bytes.
+            layers: how many layers to decode; all where it is None.
+            threads: how many to use; all the cores this process may use where it is None.
 
         Raises:
             CorruptPayload: one is damaged; the message says which, counted from 0.
+            ValueError: the codec has fewer layers.
         """
-        chosen = self.layers(layers)
-        channels = sum(layer.channels for layer in chosen)
-        symbols = np.empty((len(payloads), self.spec.tokens, channels), np.int32)
-        for i, payload in enumerate(payloads):
-            try:
-                symbols[i] = payloads_.decompress(self.tables, chosen, self.spec.tokens, payload)
-            except CorruptPayload as error:
-                raise CorruptPayload(f"payload {i}: {error}") from None
+        [symbols] = self._coder.decompress(payloads, len(self.layers(layers)), threads=threads)
         return symbols
 
     def layers(self, count: int | None = None) -> list[LayerSpec]:
@@ -90,9 +98,13 @@ class Codec:
             raise ValueError(f"codec {self.id[:12]} has {len(self.spec.layers)} layers, not {count}")
         return self.spec.layers[:count]
 
-    def layer_lengths(self, payload: bytes) -> list[int]:
-        """Bytes of each layer of a whole payload."""
-        return payloads_.layer_lengths(payload, len(self.spec.layers))
+    def layer_lengths(self, payloads: Sequence[bytes]) -> npt.NDArray[np.int32]:
+        """Bytes of each layer of whole payloads, int32 (tiles, layers).
+
+        Raises:
+            CorruptPayload: one is shorter, longer, or fails a checksum.
+        """
+        return self._coder.layer_lengths(payloads)
 
     def dequantise(self, symbols: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Embeddings float32 of `symbols` int32 (..., channels): symbol plus the channel's median."""
@@ -195,14 +207,14 @@ def write_codec(
     """
     center, basis = _pool_axes(calibration + tables.median)
     golden = np.ascontiguousarray(calibration[:_GOLDEN_TILES])
-    payloads = payloads_.compress(tables, layers, golden)
+    payloads = PayloadCoder(tables, layers).compress(golden)
     blobs: dict[str, dict[str, npt.NDArray[Any]]] = {
         "tables.safetensors": {**tables.to_tensors(), "pool_center": center, "pool_basis": basis},
         "encoder.safetensors": dict(encoder),
         "decoder.safetensors": dict(decoder),
         "golden.safetensors": {
-            "payload": np.frombuffer(b"".join(payloads), np.uint8),
-            "length": np.array([len(p) for p in payloads], np.int64),
+            "payload": payloads.data,
+            "length": payloads.length,
             "symbols": golden,
         },
     }
@@ -253,11 +265,16 @@ def _read_spec(raw: bytes, where: str) -> CodecSpec:
             f"{where}: codec format {version}, this release reads up to {FORMAT_VERSION}; update nec_ray"
         )
     try:
-        return CodecSpec.model_validate_json(raw)
+        spec = CodecSpec.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "codec.json"
         raise CorruptCodec(f"{where}: {key}: {first['msg']}") from None
+    if any(layer.table_sets != 1 for layer in spec.layers) or len({layer.scale for layer in spec.layers}) > 1:
+        raise UnsupportedFormat(
+            f"{where}: layers of several table sets or grid scales, which this release does not read; update nec_ray"
+        )
+    return spec
 
 
 def _checked(store: Store, name: str, sha256: str) -> bytes:

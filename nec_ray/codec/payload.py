@@ -1,7 +1,10 @@
-"""Payloads: the bytes of one tile's symbols, layer after layer. The format is written up in schemas/payload.md."""
+"""Payloads: the bytes of many tiles' symbols, layer after layer. The format is written up in schemas/payload.md."""
 
-import zlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,176 +14,364 @@ from nec_ray.codec.spec import LayerSpec
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.errors import CorruptPayload
 
-_CHECKSUM = 4
-_STATE = 4
-_MAX_VARINT = 10
+Symbols = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
+
+_GROUP_SYMBOLS = 1 << 20
+"""Symbols that one call of a kernel works on: enough tiles to share a channel's table, few enough for its memory."""
+_LANE_BYTES = 2000
+"""Expected bytes of the dense channels for each lane: a lane costs up to three, at most 0.15% of a payload."""
+
+_FAULTS = {
+    rans.CUT_OFF: "cut off: bytes are missing",
+    rans.CHECKSUM: "its checksum does not match its bytes",
+    rans.FLAGS: "its flags are not of this format version",
+    rans.TOKENS: "it states more tokens than the codec declares",
+    rans.ESCAPES: "its escapes are cut off, or lie outside the tile or the range of int32",
+    rans.WORDS: "its words do not decode",
+    rans.TRAILING: "bytes follow its last escape",
+}
 
 
-def compress(tables: EntropyTables, layers: Sequence[LayerSpec], symbols: npt.NDArray[np.int32]) -> list[bytes]:
-    """Payloads of `symbols` int32 (tiles, tokens, channels), one a tile.
+class Payloads(Sequence[bytes]):
+    """Payloads of many tiles in one buffer; as a sequence, the bytes of each.
 
-    Raises:
-        ValueError: the array's type or shape is not the codec's.
+    Attributes:
+        data: uint8, the buffer.
+        start: int64 (tiles,), where each payload begins in it.
+        length: int64 (tiles,), its bytes.
     """
-    if symbols.ndim != 3 or symbols.dtype != np.int32 or symbols.shape[2] != tables.channels:
-        raise ValueError(
-            f"symbols must be int32 (tiles, tokens, {tables.channels}), not {symbols.dtype} {symbols.shape}"
+
+    def __init__(self, data: Bytes, start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> None:
+        self.data = data
+        self.start = start
+        self.length = length
+
+    @classmethod
+    def of(cls, payloads: Sequence[bytes]) -> "Payloads":
+        """Payloads from any sequence of bytes."""
+        if isinstance(payloads, Payloads):
+            return payloads
+        length = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        return cls(np.frombuffer(b"".join(payloads), np.uint8), np.cumsum(length) - length, length)
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Payloads": ...
+    def __getitem__(self, index: int | slice) -> "bytes | Payloads":
+        if isinstance(index, slice):
+            return Payloads(self.data, self.start[index], self.length[index])
+        start = int(self.start[index])
+        return self.data[start : start + int(self.length[index])].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} payloads, {int(self.length.sum()):,} bytes>"
+
+
+class Dense(NamedTuple):
+    """A layer's dense channels, prepared for the kernels."""
+
+    column: npt.NDArray[np.int64]
+    """Their channels in the symbols' array."""
+    precision: int
+    slot: npt.NDArray[np.uint8]
+    """(channels, 4096): the entry that a slot's upper 12 bits lead to, or one of the few before it."""
+    entry: npt.NDArray[np.uint32]
+    """Of all entries: cumulative frequency in the low 16 bits, frequency - 1 in the high ones."""
+    reciprocal: npt.NDArray[np.uint64]
+    """Of all entries: 2**44 / frequency, rounded up; what frequencies of 12 bits are divided by."""
+    start: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int32]
+    shift: npt.NDArray[np.uint8]
+
+
+class Sparse(NamedTuple):
+    """A layer's sparse channels, prepared for the kernels."""
+
+    column: npt.NDArray[np.int64]
+    run: npt.NDArray[np.uint32]
+    run_start: npt.NDArray[np.int64]
+    value: npt.NDArray[np.uint32]
+    start: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer, prepared: where its channels are in the arrays of symbols, and their tables."""
+
+    part: int
+    """Which array of symbols: one for each grid scale."""
+    first: int
+    channels: int
+    tokens: int
+    dense: Dense
+    sparse: Sparse
+    lowest: npt.NDArray[np.int32]
+    highest: npt.NDArray[np.int32]
+    bytes_per_token: float
+
+    def lanes_log2(self, tokens: int) -> int:
+        lanes = max(1, int(self.bytes_per_token * tokens / _LANE_BYTES))
+        return min(lanes.bit_length() - 1, rans.MAX_LANES_LOG2)
+
+
+class PayloadCoder:
+    """Codes symbols by one set of tables; made once, used for any number of tiles, from any thread.
+
+    Layers of one grid scale share an array of symbols int32 (tiles, tokens, channels); where the layers have several
+    scales, there is one such array a scale, in the order in which the scales appear.
+    """
+
+    def __init__(self, tables: EntropyTables, layers: Sequence[LayerSpec]) -> None:
+        scales = list(dict.fromkeys(layer.scale for layer in layers))
+        used = dict.fromkeys(scales, 0)
+        self._layers: list[_Layer] = []
+        row = 0
+        for layer in layers:
+            rows = slice(row, row + layer.channels)
+            self._layers.append(_prepare(tables, rows, scales.index(layer.scale), used[layer.scale], layer.tokens))
+            used[layer.scale] += layer.channels
+            row += layer.channels
+
+    def compress(self, symbols: Symbols | Sequence[Symbols], *, threads: int | None = None) -> Payloads:
+        """Payloads of many tiles.
+
+        Args:
+            symbols: int32 (tiles, tokens, channels), tokens at most what the layers declare; where there are several
+                grid scales, one such array a scale.
+            threads: how many to use; all the cores this process may use where it is None.
+
+        Raises:
+            ValueError: an array's type or shape is not the codec's.
+        """
+        parts = self._parts(symbols)
+        groups = self._groups(len(parts[0]), threads)
+        made = _map(lambda group: self._compress([part[group] for part in parts]), groups, threads)
+        data = [data for data, _ in made]
+        length = np.concatenate([np.zeros(0, np.int64), *(length for _, length in made)])
+        joined = data[0] if len(data) == 1 else np.concatenate([np.zeros(0, np.uint8), *data])
+        joined.flags.writeable = False  # as buffers from elsewhere are: the kernels are compiled for one kind
+        return Payloads(joined, np.cumsum(length) - length, length)
+
+    def decompress(
+        self, payloads: Sequence[bytes], layers: int | None = None, *, threads: int | None = None
+    ) -> list[Symbols]:
+        """Symbols of payloads, or of their first layers.
+
+        Args:
+            payloads: each at least as long as the wanted layers.
+            layers: how many to decode, counted from the first; all where it is None.
+            threads: how many to use; all the cores this process may use where it is None.
+
+        Returns:
+            One int32 (tiles, tokens, channels) a grid scale.
+
+        Raises:
+            CorruptPayload: a length, checksum or word does not hold; the message says which payload, from 0.
+        """
+        wanted = self._layers[:layers]
+        given = Payloads.of(payloads)
+        groups = self._groups(len(given), threads)
+        bodies = np.zeros((len(wanted), len(given), 5), np.int64)
+        self._open(given, wanted, bodies, groups, threads)
+        out = []
+        for part in range(1 + max(layer.part for layer in wanted)):
+            mine = [number for number, layer in enumerate(wanted) if layer.part == part]
+            tokens = _one_size(bodies[mine, :, 3], wanted[mine[0]].tokens)
+            out.append(np.zeros((len(given), tokens, sum(wanted[n].channels for n in mine)), np.int32))
+
+        def decode(group: slice) -> None:
+            for number, layer in enumerate(wanted):
+                faults = np.zeros(group.stop - group.start, np.int64)
+                rans.decode_layer(
+                    given.data,
+                    bodies[number, group],
+                    faults,
+                    layer.first,
+                    layer.channels,
+                    layer.dense,
+                    layer.sparse,
+                    out[layer.part][group],
+                )
+                _raise_first(faults, group.start, number)
+
+        _map(decode, groups, threads)
+        return out
+
+    def layer_lengths(self, payloads: Sequence[bytes]) -> npt.NDArray[np.int32]:
+        """Bytes of each layer of whole payloads, int32 (tiles, layers).
+
+        Raises:
+            CorruptPayload: a payload is shorter, longer, or fails a checksum.
+        """
+        given = Payloads.of(payloads)
+        bodies = np.zeros((len(self._layers), len(given), 5), np.int64)
+        self._open(given, self._layers, bodies, self._groups(len(given), 1), 1)
+        ends = np.concatenate([given.start[None], bodies[:, :, 1]])
+        left = given.start + given.length - ends[-1]
+        for i in np.flatnonzero(left)[:1]:
+            raise CorruptPayload(f"payload {i}: {left[i]} bytes follow its last layer", int(i))
+        return np.diff(ends, axis=0).T.astype(np.int32)
+
+    def _compress(self, parts: Sequence[Symbols]) -> tuple[Bytes, npt.NDArray[np.int64]]:
+        whole: tuple[Bytes, npt.NDArray[np.int64]] | None = None
+        for layer in self._layers:
+            part = parts[layer.part]
+            made = rans.encode_layer(
+                part,
+                layer.tokens,
+                layer.lanes_log2(part.shape[1]),
+                layer.first,
+                layer.dense,
+                layer.sparse,
+                layer.lowest,
+                layer.highest,
+            )
+            whole = made if whole is None else (rans.interleave(*whole, *made), whole[1] + made[1])
+        assert whole is not None
+        return whole
+
+    def _parts(self, symbols: Symbols | Sequence[Symbols]) -> list[Symbols]:
+        """The arrays of symbols, contiguous and checked."""
+        given = [symbols] if isinstance(symbols, np.ndarray) else list(symbols)
+        channels: dict[int, int] = {}
+        tokens: dict[int, int] = {}
+        for layer in self._layers:
+            channels[layer.part] = layer.first + layer.channels
+            tokens[layer.part] = layer.tokens
+        if len(given) != len(channels):
+            raise ValueError(f"symbols must be {len(channels)} arrays, one a grid scale, not {len(given)}")
+        for part, array in enumerate(given):
+            if array.dtype != np.int32 or array.ndim != 3 or array.shape[2] != channels[part]:
+                raise ValueError(
+                    f"symbols must be int32 (tiles, tokens, {channels[part]}), not {array.dtype} {array.shape}"
+                )
+            if array.shape[1] > tokens[part]:
+                raise ValueError(f"the codec declares at most {tokens[part]} tokens a tile, not {array.shape[1]}")
+            if len(array) != len(given[0]):
+                raise ValueError("the arrays of symbols must be of the same tiles")
+        return [np.ascontiguousarray(array) for array in given]
+
+    def _open(
+        self,
+        given: Payloads,
+        wanted: Sequence[_Layer],
+        bodies: npt.NDArray[np.int64],
+        groups: Sequence[slice],
+        threads: int | None,
+    ) -> None:
+        """Check frames and heads of the wanted layers and fill `bodies` int64 (layers, tiles, 5)."""
+
+        def check(group: slice) -> None:
+            begin, end = given.start[group], (given.start + given.length)[group]
+            for number, layer in enumerate(wanted):
+                faults = np.zeros(len(begin), np.int64)
+                rans.open_layers(given.data, begin, end, layer.tokens, bodies[number, group], faults)
+                _raise_first(faults, group.start, number)
+                begin = bodies[number, group, 1]
+
+        _map(check, groups, threads)
+
+    def _groups(self, tiles: int, threads: int | None) -> list[slice]:
+        symbols = sum(layer.tokens * layer.channels for layer in self._layers)
+        size = max(1, min(_GROUP_SYMBOLS // symbols, -(-tiles // _threads(threads))))
+        return [slice(start, min(start + size, tiles)) for start in range(0, tiles, size)]
+
+
+def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: int) -> _Layer:
+    """A layer whose channels have the tables `rows`, in the form that the kernels use."""
+    number = np.arange(rows.start, rows.stop)
+    dense = number[(~tables.dead & ~tables.sparse)[rows]]
+    sparse = number[tables.sparse[rows]]
+    cdf, start = _cut(tables.cdf, tables.start, dense)
+    below = np.delete(cdf, start[1:] - 1).astype(np.int64)
+    frequency = np.delete(np.diff(cdf.astype(np.int64), append=0), start[1:] - 1)
+    entry_start = start - np.arange(len(start))
+    width = 1 << (tables.precision - 12)
+    slot = np.zeros((len(dense), 4096), np.uint8)
+    for j in range(len(dense)):
+        table = cdf[start[j] : start[j + 1]]
+        slot[j] = np.searchsorted(table, np.arange(4096) * width, side="right") - 1
+    value, value_start = _cut(tables.cdf, tables.start, sparse)
+    run, run_start = _cut(tables.run_cdf, tables.run_start, sparse)
+    # No symbol of a dead channel other than 0 has an entry; every symbol of an entry is coded as it is.
+    entries = np.where(tables.dead, 1, np.diff(tables.start) - 1)[rows].astype(np.int64)
+    lowest = tables.offset[rows].astype(np.int64)
+    lowest[tables.dead[rows]] = 0
+    return _Layer(
+        part=part,
+        first=first,
+        channels=len(number),
+        tokens=tokens,
+        dense=Dense(
+            column=dense - rows.start + first,
+            precision=tables.precision,
+            slot=slot,
+            entry=(below | (frequency - 1) << 16).astype(np.uint32),
+            reciprocal=(-(-(1 << 44) // np.maximum(frequency, 1))).astype(np.uint64),
+            start=entry_start,
+            offset=tables.offset[dense],
+            shift=tables.shift[dense],
+        ),
+        sparse=Sparse(
+            column=sparse - rows.start + first,
+            run=run,
+            run_start=run_start,
+            value=value,
+            start=value_start,
+            offset=tables.offset[sparse],
+        ),
+        lowest=lowest.astype(np.int32),
+        highest=(lowest + (entries << tables.shift[rows].astype(np.int64)) - 1).astype(np.int32),
+        bytes_per_token=tables.bits_per_token(dense) / 8,
+    )
+
+
+def _cut(
+    cdf: npt.NDArray[np.uint32], start: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """The chosen channels' tables, and where each begins."""
+    parts = [cdf[start[c] : start[c + 1]] for c in chosen]
+    lengths = np.array([0, *map(len, parts)], np.int64)
+    return np.concatenate([np.zeros(0, np.uint32), *parts]), np.cumsum(lengths)
+
+
+def _one_size(tokens: npt.NDArray[np.int64], declared: int) -> int:
+    """The tokens of the tiles, (layers, tiles), which must all be the same."""
+    if not tokens.size:
+        return declared
+    for _, i in np.argwhere(tokens != tokens[0, 0])[:1]:
+        raise CorruptPayload(
+            f"payload {i}: a layer of {tokens[:, i].max()} tokens among ones of {tokens[0, 0]}; "
+            "decode payloads of one size at a time",
+            int(i),
         )
-    bounds = _bounds(layers)
-    widest = max(last - first for first, last in bounds)
-    room = np.empty(symbols.shape[1] * widest + 1, np.uint16)
-    positions = np.empty(symbols.shape[1] * widest, np.int64)
-    return [
-        b"".join(_layer(tables, tile, first, last, room, positions) for first, last in bounds)
-        for tile in np.ascontiguousarray(symbols)
-    ]
+    return int(tokens[0, 0])
 
 
-def decompress(
-    tables: EntropyTables, layers: Sequence[LayerSpec], tokens: int, payload: bytes
-) -> npt.NDArray[np.int32]:
-    """Symbols int32 (tokens, channels of `layers`) of one payload, or of its first layers.
-
-    Args:
-        tables: the codec's tables.
-        layers: the layers to decode: all, or the first ones.
-        tokens: tokens that the codec declares.
-        payload: at least these layers' bytes.
-
-    Raises:
-        CorruptPayload: a length, checksum or word does not hold.
-    """
-    bounds = _bounds(layers)
-    symbols = np.zeros((tokens, bounds[-1][1]), np.int32)
-    begin = 0
-    for number, (first, last) in enumerate(bounds):
-        body, begin = _checked_body(payload, begin, number)
-        try:
-            _decode_layer(tables, body, first, last, symbols)
-        except _Damaged as error:
-            raise CorruptPayload(f"layer {number + 1}: {error}") from None
-    return symbols
+def _raise_first(faults: npt.NDArray[np.int64], first: int, layer: int) -> None:
+    for i in np.flatnonzero(faults)[:1]:
+        raise CorruptPayload(f"payload {first + i}: layer {layer + 1}: {_FAULTS[int(faults[i])]}", int(first + i))
 
 
-def layer_lengths(payload: bytes, layers: int) -> list[int]:
-    """Bytes of each of a payload's layers.
-
-    Raises:
-        CorruptPayload: the payload is shorter, longer, or fails a checksum.
-    """
-    lengths = []
-    begin = 0
-    for number in range(layers):
-        _, end = _checked_body(payload, begin, number)
-        lengths.append(end - begin)
-        begin = end
-    if begin != len(payload):
-        raise CorruptPayload(f"{len(payload) - begin} bytes follow its last layer")
-    return lengths
+def _threads(threads: int | None) -> int:
+    if threads is not None:
+        return max(1, threads)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Damaged(Exception):
-    """What is wrong inside a layer."""
-
-
-def _bounds(layers: Sequence[LayerSpec]) -> list[tuple[int, int]]:
-    ends = np.cumsum([layer.channels for layer in layers]).tolist()
-    return list(zip([0, *ends[:-1]], ends, strict=True))
-
-
-def _layer(
-    tables: EntropyTables,
-    tile: npt.NDArray[np.int32],
-    first: int,
-    last: int,
-    room: npt.NDArray[np.uint16],
-    positions: npt.NDArray[np.int64],
-) -> bytes:
-    tokens = tile.shape[0]
-    count = rans.find_escapes(tile, first, last, tables.start, tables.offset, positions)
-    body = bytearray(_varint(tokens) + _varint(count))
-    previous = 0
-    for position in positions[:count].tolist():
-        value = int(tile[position % tokens, first + position // tokens])
-        body += _varint(position - previous) + _varint(value * 2 if value >= 0 else -value * 2 - 1)
-        previous = position
-    if tokens and tables.start[last] > tables.start[first]:
-        begin, state = rans.encode(tile, first, last, tables.cdf, tables.start, tables.offset, tables.precision, room)
-        body += int(state).to_bytes(_STATE, "little") + room[begin:].astype("<u2").tobytes()
-    checksum = zlib.crc32(body).to_bytes(_CHECKSUM, "little")
-    return _varint(len(body)) + checksum + bytes(body)
-
-
-def _checked_body(payload: bytes, begin: int, number: int) -> tuple[memoryview, int]:
-    """Body of the layer that starts at `begin`, and where the next one starts."""
-    view = memoryview(payload)
-    try:
-        length, at = _read_varint(view, begin)
-    except _Damaged:
-        raise CorruptPayload(f"layer {number + 1}: the payload ends before it") from None
-    end = at + _CHECKSUM + length
-    if end > len(view):
-        raise CorruptPayload(f"layer {number + 1}: cut off, {end - len(view)} bytes are missing")
-    body = view[at + _CHECKSUM : end]
-    if zlib.crc32(body) != int.from_bytes(view[at : at + _CHECKSUM], "little"):
-        raise CorruptPayload(f"layer {number + 1}: its checksum does not match its bytes")
-    return body, end
-
-
-def _decode_layer(
-    tables: EntropyTables, body: memoryview, first: int, last: int, symbols: npt.NDArray[np.int32]
-) -> None:
-    tokens = symbols.shape[0]
-    stated, at = _read_varint(body, 0)
-    if stated != tokens:
-        raise _Damaged(f"it holds {stated} tokens, the codec declares {tokens}")
-    count, at = _read_varint(body, at)
-    size = (last - first) * tokens
-    if count > size:
-        raise _Damaged(f"{count} escapes among {size} symbols")
-    escapes = []
-    position = 0
-    for _ in range(count):
-        step, at = _read_varint(body, at)
-        coded, at = _read_varint(body, at)
-        position += step
-        value = -((coded + 1) >> 1) if coded & 1 else coded >> 1
-        if position >= size or not -(1 << 31) <= value < 1 << 31:
-            raise _Damaged("an escape lies outside the tile or the range of int32")
-        escapes.append((position, value))
-    if tokens and tables.start[last] > tables.start[first]:
-        rest = len(body) - at - _STATE
-        if rest < 0 or rest % 2:
-            raise _Damaged("its words are cut off")
-        state = int.from_bytes(body[at : at + _STATE], "little")
-        words = np.frombuffer(body, "<u2", rest // 2, at + _STATE).astype(np.uint16)
-        if state < rans.LOWER or not rans.decode(
-            words, state, first, last, tables.cdf, tables.start, tables.offset, tables.precision, symbols
-        ):
-            raise _Damaged("its words do not decode")
-    elif at != len(body):
-        raise _Damaged("bytes follow its last escape")
-    for position, value in escapes:
-        symbols[position % tokens, first + position // tokens] = value
-
-
-def _varint(value: int) -> bytes:
-    """Unsigned LEB128."""
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for i in range(_MAX_VARINT):
-        if at + i >= len(view):
-            raise _Damaged("it is cut off")
-        byte = view[at + i]
-        value |= (byte & 0x7F) << (7 * i)
-        if byte < 0x80:
-            return value, at + i + 1
-    raise _Damaged("a number has no end")
+def _map(function: Callable[[slice], Result], groups: Sequence[slice], threads: int | None) -> list[Result]:
+    """`function` of every group, on several threads: the kernels hold no lock."""
+    if len(groups) < 2 or _threads(threads) < 2:
+        return [function(group) for group in groups]
+    with ThreadPoolExecutor(_threads(threads)) as pool:
+        return list(pool.map(function, groups))

@@ -1,98 +1,909 @@
-"""rANS, compiled by numba: symbols to 16-bit words and back, one tile and one layer a call.
+"""rANS, compiled by numba: many tiles' symbols to payload layers and back. The format: schemas/payload.md.
 
-Duda, "Asymmetric numeral systems" (arXiv 1311.2540), streaming variant with a 32-bit state kept in
-[2**16, 2**32) and 16-bit words. Symbols run channel by channel, within a channel token by token; the encoder
-goes backwards, so that the decoder reads forwards. All kernels are in this file: numba's cache does not notice
-when a function of another file changes.
+Duda, "Asymmetric numeral systems" (arXiv 1311.2540), streaming variant with 32-bit states kept in [2**16, 2**32)
+and 16-bit words. The encoder goes backwards, so that the decoder reads forwards.
+
+numba checks no bounds, so every kernel here keeps them by itself: what a payload states is compared with what its
+bytes and the codec's shape allow before it is used, and the words of all tiles lie one after the other in one buffer
+with as many spare words behind the last as one channel can ask for, so that a pointer checked once a channel cannot
+leave it. All kernels are in this file: numba's cache does not notice when a function of another file changes.
 """
+
+# ruff: noqa: PLR0912, PLR0915  (a kernel that is cut up for its length hides what keeps it within bounds)
+
+from typing import Any
 
 import numba
 import numpy as np
 
 LOWER = 1 << 16
-"""The state's lower bound, where the encoder starts and the decoder must end."""
+"""A state's lower bound, where the encoder starts."""
+RUN_BITS = 16
+"""Precision of sparse channels."""
+MAX_LANES_LOG2 = 4
+BLOCK = 32
+"""Channels that are coded before they are written out: two cache lines of int32."""
+TOGETHER = 8
+"""Tiles that a channel's tables serve before the next channel's turn."""
+
+# What can be wrong with a layer; payload.py has the words for them.
+FINE, CUT_OFF, CHECKSUM, FLAGS, TOKENS, ESCAPES, WORDS, TRAILING = range(8)
+
+_HAS_TOKENS = 8
+_HAS_ESCAPES = 16
+
+
+def _crc_tables() -> Any:
+    """Eight tables for CRC-32 (the polynomial of zlib), eight bytes a step."""
+    tables = np.zeros((8, 256), np.uint32)
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = value >> 1 ^ (0xEDB88320 if value & 1 else 0)
+        tables[0, byte] = value
+    for k in range(1, 8):
+        tables[k] = tables[k - 1] >> 8 ^ tables[0][tables[k - 1] & 0xFF]
+    return tables
+
+
+_CRC = _crc_tables()
 
 
 @numba.njit(cache=True, nogil=True)
-def encode(symbols, first, last, cdf, start, offset, precision, words):  # type: ignore[no-untyped-def]
-    """Encode channels `[first, last)` of `symbols` int32 (tokens, channels) into `words` from its end.
-
-    `words` uint16 must hold tokens x channels + 1 entries: no symbol writes more than one.
-
-    Returns:
-        (index of the first word written, final state uint32).
-    """
-    state = np.uint64(LOWER)
-    position = len(words)
-    for c in range(last - 1, first - 1, -1):
-        base = start[c]
-        top = start[c + 1] - base - 2  # index of the table's last symbol
-        if top < 0:
-            continue
-        for t in range(symbols.shape[0] - 1, -1, -1):
-            i = np.int64(symbols[t, c]) - np.int64(offset[c])
-            i = min(max(i, np.int64(0)), top)
-            low = np.uint64(cdf[base + i])
-            frequency = np.uint64(cdf[base + i + 1]) - low
-            if state >= frequency << np.uint64(32 - precision):
-                position -= 1
-                words[position] = np.uint16(state & np.uint64(0xFFFF))
-                state >>= np.uint64(16)
-            state = ((state // frequency) << np.uint64(precision)) + low + state % frequency
-    return position, np.uint32(state)
+def crc32(data, begin, end):  # type: ignore[no-untyped-def]
+    """CRC-32 of `data[begin:end]` uint8, as zlib computes it."""
+    value = np.uint32(0xFFFFFFFF)
+    at = begin
+    while at + 8 <= end:
+        low = value ^ (
+            np.uint32(data[at])
+            | np.uint32(data[at + 1]) << np.uint32(8)
+            | np.uint32(data[at + 2]) << np.uint32(16)
+            | np.uint32(data[at + 3]) << np.uint32(24)
+        )
+        value = np.uint32(
+            _CRC[7, low & np.uint32(0xFF)]
+            ^ _CRC[6, (low >> np.uint32(8)) & np.uint32(0xFF)]
+            ^ _CRC[5, (low >> np.uint32(16)) & np.uint32(0xFF)]
+            ^ _CRC[4, low >> np.uint32(24)]
+            ^ _CRC[3, data[at + 4]]
+            ^ _CRC[2, data[at + 5]]
+            ^ _CRC[1, data[at + 6]]
+            ^ _CRC[0, data[at + 7]]
+        )
+        at += 8
+    while at < end:
+        value = np.uint32(_CRC[0, (value ^ data[at]) & np.uint32(0xFF)] ^ (value >> np.uint32(8)))
+        at += 1
+    return np.uint32(value ^ np.uint32(0xFFFFFFFF))
 
 
 @numba.njit(cache=True, nogil=True)
-def decode(words, state, first, last, cdf, start, offset, precision, symbols):  # type: ignore[no-untyped-def]
-    """Decode channels `[first, last)` into `symbols` int32 (tokens, channels); dead ones are left as they are.
+def _varint(data, at, end):  # type: ignore[no-untyped-def]
+    """(number, where the next byte is) of the LEB128 at `at`; the second is -1 where it has no end."""
+    value = np.int64(0)
+    for i in range(5):
+        if at + i >= end:
+            return np.int64(0), np.int64(-1)
+        byte = np.int64(data[at + i])
+        value |= (byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            return value, np.int64(at + i + 1)
+    return np.int64(0), np.int64(-1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
+    while value >= 0x80:
+        out[at] = np.uint8(value & 0x7F | 0x80)
+        value >>= 7
+        at += 1
+    out[at] = np.uint8(value)
+    return at + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _varint_size(value):  # type: ignore[no-untyped-def]
+    size = 1
+    while value >= 0x80:
+        value >>= 7
+        size += 1
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def _u32(data, at):  # type: ignore[no-untyped-def]
+    return (
+        np.uint32(data[at])
+        | np.uint32(data[at + 1]) << np.uint32(8)
+        | np.uint32(data[at + 2]) << np.uint32(16)
+        | np.uint32(data[at + 3]) << np.uint32(24)
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def open_layer(data, begin, end, declared, body):  # type: ignore[no-untyped-def]
+    """Check the frame of the layer at `begin` and read its head.
+
+    Args:
+        data: uint8, all payloads.
+        begin: where the layer starts.
+        end: where its payload ends.
+        declared: tokens that the codec declares, which is also the most there can be.
+        body: int64 (5,), filled with (first byte after the head, where the layer ends, log2 of the lanes,
+            tokens, 1 where escapes follow).
 
     Returns:
-        True where every word was used and the state came back to its start; otherwise the words are damaged.
+        What is wrong, FINE where nothing is.
     """
-    x = np.uint64(state)
-    mask = np.uint64((1 << precision) - 1)
-    position = 0
-    for c in range(first, last):
-        base = start[c]
-        top = start[c + 1] - base - 2
-        if top < 0:
+    length, at = _varint(data, begin, end)
+    if at < 0 or length < 1 or at + 4 + length > end:
+        return CUT_OFF
+    stop = at + 4 + length
+    if crc32(data, at + 4, stop) != _u32(data, at):
+        return CHECKSUM
+    at += 4
+    flags = np.int64(data[at])
+    at += 1
+    if (flags & 7) > MAX_LANES_LOG2 or flags >> 5:
+        return FLAGS
+    tokens = np.int64(declared)
+    if flags & _HAS_TOKENS:
+        tokens, at = _varint(data, at, stop)
+        if at < 0 or tokens > declared:
+            return TOKENS
+    body[0], body[1], body[2], body[3] = at, stop, flags & 7, tokens
+    body[4] = 1 if flags & _HAS_ESCAPES else 0
+    return FINE
+
+
+@numba.njit(cache=True, nogil=True)
+def open_layers(data, begin, end, declared, bodies, faults):  # type: ignore[no-untyped-def]
+    """`open_layer` for many payloads; leaves those alone that have a fault already."""
+    for i in range(len(begin)):
+        if faults[i] == FINE:
+            faults[i] = open_layer(data, begin[i], end[i], declared, bodies[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def _escapes(data, at, stop, size, columns, tokens, out, apply):  # type: ignore[no-untyped-def]
+    """Read the escapes at `at`; put them into `out` (tokens, channels) where `apply`. Where they end, or -1."""
+    count, at = _varint(data, at, stop)
+    if at < 0 or count > size:
+        return np.int64(-1)
+    position = np.int64(0)
+    for n in range(count):
+        step, at = _varint(data, at, stop)
+        if at < 0 or (n > 0 and step == 0):
+            return np.int64(-1)
+        coded, at = _varint(data, at, stop)
+        position += step
+        if at < 0 or position >= size or coded >= np.int64(1) << 32:
+            return np.int64(-1)
+        if apply:
+            value = -((coded + 1) >> 1) if coded & 1 else coded >> 1
+            out[position % tokens, columns + position // tokens] = np.int32(value)
+    return at
+
+
+@numba.njit(cache=True, nogil=True)
+def decode_layer(data, bodies, faults, first_channel, channels, dense, sparse, out):  # type: ignore[no-untyped-def]
+    """Decode one layer of many tiles into `out` int32 (tiles, tokens, channels of the scale), which is all zeros.
+
+    Args:
+        data: uint8, all payloads.
+        bodies: int64 (tiles, 5), from `open_layers`; all of `out`'s number of tokens.
+        faults: int64 (tiles,), what is wrong with each tile; those that are not FINE are left alone.
+        first_channel: the layer's first channel in `out`.
+        channels: the layer's channels.
+        dense: the dense channels' tables (`payload.Dense`).
+        sparse: the sparse channels' tables (`payload.Sparse`).
+        out: where to.
+    """
+    tiles, tokens = out.shape[0], out.shape[1]
+    size = channels * tokens
+    coded = tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0)
+    lanes = np.ones(tiles, np.int64)
+    at = np.zeros(tiles, np.int64)
+    stop = np.zeros(tiles, np.int64)
+    state = np.zeros((tiles, 1 << MAX_LANES_LOG2), np.uint32)
+    total = 0
+    for i in range(tiles):
+        if faults[i] == FINE:
+            total += (bodies[i, 1] - bodies[i, 0]) // 2
+    # A dense channel reads at most two words a symbol before its pointer is checked.
+    words = np.zeros(total + 2 * tokens + 2, np.uint16)
+    total = 0
+    for i in range(tiles):
+        if faults[i] != FINE:
             continue
-        for t in range(symbols.shape[0]):
-            slot = x & mask
-            low, high = np.int64(0), np.int64(top)  # the table's last entry is above every slot
-            while low < high:
-                middle = (low + high + 1) >> 1
-                if np.uint64(cdf[base + middle]) <= slot:
-                    low = middle
+        here, end = bodies[i, 0], bodies[i, 1]
+        if bodies[i, 4]:
+            here = _escapes(data, here, end, size, 0, tokens, out[i], False)
+            if here < 0:
+                faults[i] = ESCAPES
+                continue
+        if not coded:
+            if here != end:
+                faults[i] = TRAILING
+            continue
+        if len(dense.column):
+            lanes[i] = 1 << bodies[i, 2]
+            if end - here < 4 * lanes[i]:
+                faults[i] = WORDS
+                continue
+            for lane in range(lanes[i]):
+                state[i, lane] = _u32(data, here)
+                here += 4
+                if state[i, lane] < LOWER:
+                    faults[i] = WORDS
+        if (end - here) % 2:
+            faults[i] = WORDS
+        if faults[i] != FINE:
+            continue
+        at[i] = total
+        for k in range((end - here) // 2):
+            words[total] = np.uint16(data[here + 2 * k]) | np.uint16(data[here + 2 * k + 1]) << np.uint16(8)
+            total += 1
+        stop[i] = total
+    if coded:
+        _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels, dense, out)
+        _decode_sparse(words, at, stop, state, lanes, faults, len(dense.column) > 0, sparse, out)
+    for i in range(tiles):
+        if faults[i] == FINE and bodies[i, 4]:
+            _escapes(data, bodies[i, 0], bodies[i, 1], size, first_channel, tokens, out[i], True)
+
+
+@numba.njit(cache=True, nogil=True)
+def _block(column, first_channel, channels):  # type: ignore[no-untyped-def]
+    """[left, right) of the block of columns that one is in; blocks are counted from the layer's first channel."""
+    left = first_channel + (column - first_channel) // BLOCK * BLOCK
+    return left, min(left + BLOCK, first_channel + channels)
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels, dense, out):  # type: ignore[no-untyped-def]
+    """The dense channels, block by block, some tiles at a time.
+
+    What bounds this is the first-level cache: a channel's table of slots has to come from the second level, so it
+    serves several tiles before the next channel's does, and what they decode to is kept as one byte a symbol until
+    the block's cache lines are written whole.
+    """
+    tokens = out.shape[1]
+    order = _tiles_by_lanes(lanes, faults)
+    block = np.zeros((TOGETHER, tokens, BLOCK), np.uint8)
+    raw = np.zeros((TOGETHER, tokens if dense.shift.any() else 0, BLOCK), np.uint16)
+    last = 0
+    while last < len(dense.column):
+        first = last
+        left, right = _block(dense.column[first], first_channel, channels)
+        while last < len(dense.column) and dense.column[last] < right:
+            last += 1
+        block[:] = 0  # for the columns that are not dense
+        raw[:] = 0
+        offset, shift = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
+        for j in range(first, last):
+            offset[dense.column[j] - left] = dense.offset[j]
+            shift[dense.column[j] - left] = dense.shift[j]
+        for begin in range(0, len(order), TOGETHER):
+            some = order[begin : begin + TOGETHER]
+            for j in range(first, last):
+                plain = dense.precision == 12 and dense.shift[j] == 0
+                column = dense.column[j] - left
+                n = 0
+                while n < len(some):
+                    if plain and n + 4 <= len(some) and lanes[some[n + 3]] == 1:
+                        _decode_four_tiles(words, at, state, some[n : n + 4], j, dense, block[n : n + 4], column)
+                        n += 4
+                        continue
+                    i = some[n]
+                    if plain and lanes[i] >= 4:
+                        at[i] = _decode_four_lanes(words, at[i], state[i], lanes[i], j, dense, block[n], column)
+                    else:
+                        at[i] = _decode_channel(words, at[i], state[i], lanes[i], j, dense, block[n], raw[n], column)
+                    n += 1
+                for i in some:
+                    if at[i] > stop[i]:
+                        faults[i] = WORDS
+                        at[i] = stop[i]  # and on with it, to no avail and no harm
+            for n in range(len(some)):
+                if shift.any():
+                    _write_raw_block(block[n], raw[n], offset, shift, out[some[n]], left, right)
                 else:
-                    high = middle - 1
-            below = np.uint64(cdf[base + low])
-            frequency = np.uint64(cdf[base + low + 1]) - below
-            x = frequency * (x >> np.uint64(precision)) + slot - below
-            if x < np.uint64(LOWER):
-                if position >= len(words):
-                    return False
-                x = (x << np.uint64(16)) | np.uint64(words[position])
-                position += 1
-            symbols[t, c] = np.int32(low + offset[c])
-    return position == len(words) and x == np.uint64(LOWER)
+                    _write_block(block[n], offset, out[some[n]], left, right)
 
 
 @numba.njit(cache=True, nogil=True)
-def find_escapes(symbols, first, last, start, offset, positions):  # type: ignore[no-untyped-def]
-    """Positions (channel-major within the layer) of the symbols outside their table; returns how many."""
-    tokens = symbols.shape[0]
+def _tiles_by_lanes(lanes, faults):  # type: ignore[no-untyped-def]
+    """The tiles that are fine, those of one lane first."""
+    order = np.empty(len(lanes), np.int64)
     count = 0
-    for c in range(first, last):
-        top = start[c + 1] - start[c] - 2
-        low = np.int64(0)
-        high = np.int64(0)
-        if top >= 0:
-            low = np.int64(offset[c])
-            high = low + top
-        for t in range(tokens):
-            value = np.int64(symbols[t, c])
-            if value < low or value > high:
-                positions[count] = (c - first) * tokens + t
+    for several in range(2):
+        for i in range(len(lanes)):
+            if faults[i] == FINE and (lanes[i] > 1) == (several == 1):
+                order[count] = i
                 count += 1
-    return count
+    return order[:count]
+
+
+@numba.njit(cache=True, nogil=True)
+def _write_block(block, offset, tile, left, right):  # type: ignore[no-untyped-def]
+    """Entries uint8 (tokens, BLOCK) as symbols to columns [left, right) of a tile: whole cache lines if it is full."""
+    begin = np.uint64(left)
+    if right - left == BLOCK:
+        for t in range(np.uint64(block.shape[0])):
+            for c in range(np.uint64(BLOCK)):
+                tile[t, begin + c] = np.int32(block[t, c]) + offset[c]
+        return
+    for t in range(np.uint64(block.shape[0])):
+        for c in range(np.uint64(right - left)):
+            tile[t, begin + c] = np.int32(block[t, c]) + offset[c]
+
+
+@numba.njit(cache=True, nogil=True)
+def _write_raw_block(block, raw, offset, shift, tile, left, right):  # type: ignore[no-untyped-def]
+    """The same where some channels have raw bits uint16 (tokens, BLOCK)."""
+    for t in range(block.shape[0]):
+        for c in range(right - left):
+            tile[t, left + c] = (np.int32(block[t, c]) << shift[c]) + np.int32(raw[t, c]) + offset[c]
+
+
+@numba.njit(cache=True, nogil=True)
+def _pull(x, pointer, words, slots, entries, base):  # type: ignore[no-untyped-def]
+    """One decoding step at 12 bits: the state, the pointer and the entry after it."""
+    part = x & np.uint64(4095)
+    k = slots[part]
+    e = np.uint64(entries[base + np.uint64(k)])
+    x = ((e >> np.uint64(16)) + np.uint64(1)) * (x >> np.uint64(12)) + part - (e & np.uint64(0xFFFF))
+    refill = (x << np.uint64(16)) | np.uint64(words[pointer])
+    short = x < np.uint64(LOWER)
+    return refill if short else x, pointer + np.uint64(short), k
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_four_tiles(words, at, state, four, j, dense, block, column):  # type: ignore[no-untyped-def]
+    """One channel of four tiles of one lane each, at 12 bits.
+
+    A step waits for the one before it in its lane; four lanes at a time keep the processor busy.
+    """
+    slots, base = dense.slot[j], np.uint64(dense.start[j])
+    c = np.uint64(column)
+    i0, i1, i2, i3 = four[0], four[1], four[2], four[3]
+    x0, x1, x2, x3 = np.uint64(state[i0, 0]), np.uint64(state[i1, 0]), np.uint64(state[i2, 0]), np.uint64(state[i3, 0])
+    p0, p1, p2, p3 = np.uint64(at[i0]), np.uint64(at[i1]), np.uint64(at[i2]), np.uint64(at[i3])
+    b0, b1, b2, b3 = block[0], block[1], block[2], block[3]
+    for t in range(np.uint64(b0.shape[0])):
+        x0, p0, b0[t, c] = _pull(x0, p0, words, slots, dense.entry, base)
+        x1, p1, b1[t, c] = _pull(x1, p1, words, slots, dense.entry, base)
+        x2, p2, b2[t, c] = _pull(x2, p2, words, slots, dense.entry, base)
+        x3, p3, b3[t, c] = _pull(x3, p3, words, slots, dense.entry, base)
+    state[i0, 0], state[i1, 0], state[i2, 0], state[i3, 0] = x0, x1, x2, x3
+    at[i0], at[i1], at[i2], at[i3] = p0, p1, p2, p3
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_four_lanes(words, at, states, lanes, j, dense, block, column):  # type: ignore[no-untyped-def]
+    """One channel of one tile of at least four lanes, at 12 bits, four lanes at a time; where its words go on."""
+    slots, base = dense.slot[j], np.uint64(dense.start[j])
+    c = np.uint64(column)
+    pointer = np.uint64(at)
+    lane_mask = np.uint64(lanes - 1)
+    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+    tokens = np.uint64(block.shape[0])
+    whole = tokens & ~three
+    for t in range(np.uint64(0), whole, four):
+        lane = t & lane_mask
+        x0, x1 = np.uint64(states[lane]), np.uint64(states[lane + one])
+        x2, x3 = np.uint64(states[lane + two]), np.uint64(states[lane + three])
+        x0, pointer, block[t, c] = _pull(x0, pointer, words, slots, dense.entry, base)
+        x1, pointer, block[t + one, c] = _pull(x1, pointer, words, slots, dense.entry, base)
+        x2, pointer, block[t + two, c] = _pull(x2, pointer, words, slots, dense.entry, base)
+        x3, pointer, block[t + three, c] = _pull(x3, pointer, words, slots, dense.entry, base)
+        states[lane], states[lane + one], states[lane + two], states[lane + three] = x0, x1, x2, x3
+    for t in range(whole, tokens):
+        lane = t & lane_mask
+        x0, pointer, block[t, c] = _pull(np.uint64(states[lane]), pointer, words, slots, dense.entry, base)
+        states[lane] = x0
+    return np.int64(pointer)
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_channel(words, at, states, lanes, j, dense, block, raw, column):  # type: ignore[no-untyped-def]
+    """One channel of one tile, of any precision, lanes and raw bits; where its words go on."""
+    slots, base = dense.slot[j], np.uint64(dense.start[j])
+    pointer = np.uint64(at)
+    bits = np.uint64(dense.precision)
+    coarse = bits - np.uint64(12)
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    raw_bits = np.uint64(dense.shift[j])
+    raw_mask = (np.uint64(1) << raw_bits) - np.uint64(1)
+    for t in range(block.shape[0]):
+        lane = t & (lanes - 1)
+        x = np.uint64(states[lane])
+        part = x & mask
+        k = slots[part >> coarse]
+        e = np.uint64(dense.entry[base + np.uint64(k)])
+        while part > (e & np.uint64(0xFFFF)) + (e >> np.uint64(16)):
+            k += np.uint8(1)
+            e = np.uint64(dense.entry[base + np.uint64(k)])
+        x = ((e >> np.uint64(16)) + np.uint64(1)) * (x >> bits) + part - (e & np.uint64(0xFFFF))
+        if x < np.uint64(LOWER):
+            x = (x << np.uint64(16)) | np.uint64(words[pointer])
+            pointer += np.uint64(1)
+        if raw_bits:
+            raw[t, column] = x & raw_mask
+            x >>= raw_bits
+            if x < np.uint64(LOWER):
+                x = (x << np.uint64(16)) | np.uint64(words[pointer])
+                pointer += np.uint64(1)
+        states[lane] = x
+        block[t, column] = k
+    return np.int64(pointer)
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out):  # type: ignore[no-untyped-def]
+    """The sparse channels, from the words in the dense lanes' last states (where `filled`) and those that are left."""
+    tokens = out.shape[1]
+    sixteen = np.uint64(16)
+    mask = np.uint64(0xFFFF)
+    one = np.uint64(1)
+    lower = np.uint64(LOWER)
+    for i in range(out.shape[0]):
+        if faults[i] != FINE:
+            continue
+        inner = lanes[i] if filled else 0
+        rest = stop[i] - at[i]
+        if rest < 0:
+            faults[i] = WORDS
+            continue
+        stream = np.zeros(inner + rest + 2, np.uint16)
+        for lane in range(inner):
+            if state[i, lane] >= 2 * LOWER:
+                faults[i] = WORDS
+            stream[lane] = state[i, lane] & np.uint32(0xFFFF)
+        stream[inner : inner + rest] = words[at[i] : stop[i]]
+        used = 0
+        if len(sparse.column) and faults[i] == FINE:
+            x = np.uint64(stream[0]) << sixteen | np.uint64(stream[1])
+            used = 2
+            if x < lower:
+                faults[i] = WORDS
+            for j in range(len(sparse.column)):
+                t = 0
+                runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
+                values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
+                column = sparse.column[j]
+                while t < tokens and faults[i] == FINE:
+                    part = x & mask
+                    # Of the runs that fit, or all that do not in one: zeros alone, up to the end or a whole run.
+                    k = min(len(runs) - 2, tokens - t)
+                    zeros = runs[k]
+                    if part >= zeros:
+                        x = (mask + one - np.uint64(zeros)) * (x >> sixteen) + part - np.uint64(zeros)
+                    else:
+                        k = np.searchsorted(runs, np.uint32(part), side="right") - 1
+                        x = np.uint64(runs[k + 1] - runs[k]) * (x >> sixteen) + part - np.uint64(runs[k])
+                    if x < lower:
+                        x = (x << sixteen) | np.uint64(stream[used])
+                        used += 1
+                    if used > inner + rest:
+                        faults[i] = WORDS
+                        break
+                    t += k
+                    if part >= zeros:
+                        continue
+                    part = x & mask
+                    k = np.searchsorted(values, np.uint32(part), side="right") - 1
+                    x = np.uint64(values[k + 1] - values[k]) * (x >> sixteen) + part - np.uint64(values[k])
+                    if x < lower:
+                        x = (x << sixteen) | np.uint64(stream[used])
+                        used += 1
+                    if used > inner + rest:
+                        faults[i] = WORDS
+                        break
+                    out[i, t, column] = np.int32(k + sparse.offset[j])
+                    t += 1
+            if x != lower:
+                faults[i] = WORDS
+        # Lanes that the sparse stream was too short to fill hold 0; nothing may be left over.
+        if rest and used != inner + rest:
+            faults[i] = WORDS
+        for k in range(used, inner):
+            if stream[k]:
+                faults[i] = WORDS
+
+
+@numba.njit(cache=True, nogil=True)
+def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lowest, highest):  # type: ignore[no-untyped-def]
+    """One layer of many tiles.
+
+    Args:
+        symbols: int32 (tiles, tokens, channels of the scale), contiguous.
+        declared: tokens that the codec declares.
+        lanes_log2: log2 of the number of lanes.
+        first_channel: the layer's first channel in `symbols`.
+        dense: the dense channels' tables (`payload.Dense`).
+        sparse: the sparse channels' tables (`payload.Sparse`).
+        lowest: int32 (channels of the layer,), the least symbol that needs no escape.
+        highest: int32 (channels of the layer,), the greatest one.
+
+    Returns:
+        (all layers' bytes uint8 one after the other, their lengths int64 (tiles,)).
+    """
+    tiles, tokens = symbols.shape[0], symbols.shape[1]
+    channels = len(lowest)
+    lanes = 1 << lanes_log2 if len(dense.column) else 0
+    coded = tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0)
+    escapes, escape_start = _find_escapes(symbols, first_channel, lowest, highest)
+    # A room for words, filled from its end: a word carries 16 bits, no symbol takes more than precision + shift.
+    dense_bits = 0
+    for j in range(len(dense.column)):
+        dense_bits += dense.precision + np.int64(dense.shift[j])
+    dense_room = dense_bits * tokens // 16 + 2 * lanes + 2 if coded else 0
+    words = np.empty((tiles, dense_room), np.uint16)
+    state = np.full((tiles, 1 << MAX_LANES_LOG2), LOWER, np.uint32)
+    at = np.full(tiles, dense_room, np.int64)
+    streams = np.empty(0, np.uint16)
+    stream_start = np.zeros(tiles + 1, np.int64)
+    if coded and len(sparse.column):
+        streams = _encode_sparse(symbols, first_channel, channels, sparse, stream_start)
+        for i in range(tiles):
+            for lane in range(min(lanes, stream_start[i + 1] - stream_start[i])):
+                state[i, lane] |= np.uint32(streams[stream_start[i] + lane])
+    if coded and lanes:
+        _encode_dense(symbols, first_channel, channels, dense, lanes, words, at, state)
+    nowhere = np.zeros(1, np.uint8)
+    sizes = np.zeros(tiles, np.int64)
+    body = np.zeros(tiles, np.int64)
+    for i in range(tiles):
+        size = 1
+        if tokens != declared:
+            size += _varint_size(tokens)
+        mine = escapes[escape_start[i] : escape_start[i + 1]]
+        if len(mine):
+            size += _put_escapes(symbols[i], first_channel, mine, nowhere, -1)
+        if coded:
+            left = max(0, stream_start[i + 1] - stream_start[i] - lanes)
+            size += 4 * lanes + 2 * (dense_room - at[i]) + 2 * left
+        body[i] = size
+        sizes[i] = _varint_size(size) + 4 + size
+    out = np.empty(sizes.sum(), np.uint8)
+    begin = 0
+    for i in range(tiles):
+        checksum = _put_varint(out, begin, body[i])
+        here = checksum + 4
+        flags = lanes_log2 if coded and lanes else 0
+        if tokens != declared:
+            flags |= _HAS_TOKENS
+        mine = escapes[escape_start[i] : escape_start[i + 1]]
+        if len(mine):
+            flags |= _HAS_ESCAPES
+        out[here] = flags
+        here += 1
+        if tokens != declared:
+            here = _put_varint(out, here, tokens)
+        if len(mine):
+            here += _put_escapes(symbols[i], first_channel, mine, out, here)
+        if coded:
+            for lane in range(lanes):
+                _put_u32(out, here, state[i, lane])
+                here += 4
+            for k in range(at[i], dense_room):
+                word = words[i, k]
+                out[here] = np.uint8(word & np.uint16(0xFF))
+                out[here + 1] = np.uint8(word >> np.uint16(8))
+                here += 2
+            for k in range(stream_start[i] + lanes, stream_start[i + 1]):
+                word = streams[k]
+                out[here] = np.uint8(word & np.uint16(0xFF))
+                out[here + 1] = np.uint8(word >> np.uint16(8))
+                here += 2
+        begin += sizes[i]
+        _put_u32(out, checksum, crc32(out, checksum + 4, begin))
+    return out, sizes
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_escapes(symbols, first_channel, lowest, highest):  # type: ignore[no-untyped-def]
+    """Positions in their layer of the symbols without an entry, rising for each tile.
+
+    Returns:
+        (positions int64, where each tile's begin int64 (tiles + 1,)).
+    """
+    tiles, tokens = symbols.shape[0], symbols.shape[1]
+    channels = np.uint64(len(lowest))
+    first = np.uint64(first_channel)
+    found = np.empty(16, np.int64)
+    start = np.zeros(tiles + 1, np.int64)
+    count = 0
+    for i in range(tiles):
+        for t in range(tokens):
+            row = symbols[i, t]
+            outside = np.int32(0)
+            for c in range(channels):
+                outside |= np.int32(row[first + c] < lowest[c]) | np.int32(row[first + c] > highest[c])
+            if outside:
+                if count + len(lowest) > len(found):
+                    found = np.concatenate((found, np.empty(len(found) + len(lowest), np.int64)))
+                for c in range(len(lowest)):
+                    value = row[first_channel + c]
+                    if value < lowest[c] or value > highest[c]:
+                        found[count] = c * tokens + t
+                        count += 1
+        found[start[i] : count].sort()
+        start[i + 1] = count
+    return found[:count], start
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_u32(out, at, value):  # type: ignore[no-untyped-def]
+    for k in range(4):
+        out[at + k] = np.uint8(np.uint64(value) >> np.uint64(8 * k) & np.uint64(0xFF))
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_escapes(tile, first_channel, positions, out, at):  # type: ignore[no-untyped-def]
+    """Write the escapes of one tile at `at`, or only count their bytes where it is negative. How many bytes."""
+    tokens = tile.shape[0]
+    size = _varint_size(len(positions))
+    if at >= 0:
+        _put_varint(out, at, len(positions))
+    previous = 0
+    for position in positions:
+        value = np.int64(tile[position % tokens, first_channel + position // tokens])
+        coded = 2 * value if value >= 0 else -2 * value - 1
+        if at >= 0:
+            _put_varint(out, _put_varint(out, at + size, position - previous), coded)
+        size += _varint_size(position - previous) + _varint_size(coded)
+        previous = position
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode_dense(symbols, first_channel, channels, dense, lanes, words, at, state):  # type: ignore[no-untyped-def]
+    """The dense channels of many tiles, backwards, into `words` from its end; blocks as in `_decode_dense`."""
+    tiles, tokens = symbols.shape[0], symbols.shape[1]
+    block = np.zeros((TOGETHER, tokens, BLOCK), np.uint8)
+    first = len(dense.column)
+    while first > 0:
+        last = first
+        left, right = _block(dense.column[last - 1], first_channel, channels)
+        while first > 0 and dense.column[first - 1] >= left:
+            first -= 1
+        offset, top = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
+        for j in range(first, last):
+            offset[dense.column[j] - left] = dense.offset[j]
+            top[dense.column[j] - left] = dense.start[j + 1] - dense.start[j] - 1
+        for begin in range(0, tiles, TOGETHER):
+            end = min(begin + TOGETHER, tiles)
+            for i in range(begin, end):
+                _read_block(block[i - begin], offset, top, symbols[i], left, right)
+            for j in range(last - 1, first - 1, -1):
+                plain = dense.precision == 12 and dense.shift[j] == 0
+                column = dense.column[j] - left
+                i = begin
+                while i < end:
+                    if plain and lanes == 1 and i + 4 <= end:
+                        _encode_four_tiles(words, at, state, i, j, dense, block[i - begin : i - begin + 4], column)
+                        i += 4
+                        continue
+                    if plain and lanes >= 4:
+                        at[i] = _encode_four_lanes(words[i], at[i], state[i], lanes, j, dense, block[i - begin], column)
+                    else:
+                        at[i] = _encode_channel(words[i], at[i], state[i], lanes, j, dense, symbols[i])
+                    i += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _read_block(block, offset, top, tile, left, right):  # type: ignore[no-untyped-def]
+    """Columns [left, right) of a tile as entries uint8 (tokens, BLOCK), the nearest one for symbols without one."""
+    begin = np.uint64(left)
+    if right - left == BLOCK:
+        for t in range(np.uint64(block.shape[0])):
+            for c in range(np.uint64(BLOCK)):
+                symbol = min(max(tile[t, begin + c], offset[c]), offset[c] + top[c])
+                block[t, c] = np.uint8(symbol - offset[c])
+        return
+    for t in range(np.uint64(block.shape[0])):
+        for c in range(np.uint64(right - left)):
+            symbol = min(max(tile[t, begin + c], offset[c]), offset[c] + top[c])
+            block[t, c] = np.uint8(symbol - offset[c])
+
+
+@numba.njit(cache=True, nogil=True)
+def _push(x, pointer, words, entry, reciprocal):  # type: ignore[no-untyped-def]
+    """One encoding step at 12 bits: the state and the pointer after it."""
+    e = np.uint64(entry)
+    frequency = (e >> np.uint64(16)) + np.uint64(1)
+    words[pointer - np.uint64(1)] = x  # counts only if the pointer moves over it
+    short = np.uint64(x >= frequency << np.uint64(20))
+    x >>= short << np.uint64(4)  # a shift, for a branch would be mispredicted at every other word
+    # x // frequency, exactly: x < frequency << 20, see schemas/payload.md.
+    quotient = (x * reciprocal) >> np.uint64(44)
+    return x + quotient * (np.uint64(4096) - frequency) + (e & np.uint64(0xFFFF)), pointer - short
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode_four_tiles(words, at, state, i, j, dense, block, column):  # type: ignore[no-untyped-def]
+    """One channel of four tiles of one lane each, at 12 bits."""
+    base, c = np.uint64(dense.start[j]), np.uint64(column)
+    entry, reciprocal = dense.entry, dense.reciprocal
+    w0, w1, w2, w3 = words[i], words[i + 1], words[i + 2], words[i + 3]
+    p0, p1, p2, p3 = np.uint64(at[i]), np.uint64(at[i + 1]), np.uint64(at[i + 2]), np.uint64(at[i + 3])
+    x0, x1 = np.uint64(state[i, 0]), np.uint64(state[i + 1, 0])
+    x2, x3 = np.uint64(state[i + 2, 0]), np.uint64(state[i + 3, 0])
+    b0, b1, b2, b3 = block[0], block[1], block[2], block[3]
+    tokens = np.uint64(b0.shape[0])
+    for done in range(tokens):
+        t = tokens - np.uint64(1) - done
+        k0, k1 = base + np.uint64(b0[t, c]), base + np.uint64(b1[t, c])
+        k2, k3 = base + np.uint64(b2[t, c]), base + np.uint64(b3[t, c])
+        x0, p0 = _push(x0, p0, w0, entry[k0], reciprocal[k0])
+        x1, p1 = _push(x1, p1, w1, entry[k1], reciprocal[k1])
+        x2, p2 = _push(x2, p2, w2, entry[k2], reciprocal[k2])
+        x3, p3 = _push(x3, p3, w3, entry[k3], reciprocal[k3])
+    state[i, 0], state[i + 1, 0], state[i + 2, 0], state[i + 3, 0] = x0, x1, x2, x3
+    at[i], at[i + 1], at[i + 2], at[i + 3] = p0, p1, p2, p3
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode_four_lanes(words, at, states, lanes, j, dense, block, column):  # type: ignore[no-untyped-def]
+    """One channel of one tile of at least four lanes, at 12 bits; where the next word goes before."""
+    base, c = np.uint64(dense.start[j]), np.uint64(column)
+    entry, reciprocal = dense.entry, dense.reciprocal
+    lane_mask = np.uint64(lanes - 1)
+    pointer = np.uint64(at)
+    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+    tokens = np.uint64(block.shape[0])
+    whole = tokens & ~three
+    for done in range(tokens - whole):
+        t = tokens - one - done
+        k = base + np.uint64(block[t, c])
+        x0, pointer = _push(np.uint64(states[t & lane_mask]), pointer, words, entry[k], reciprocal[k])
+        states[t & lane_mask] = x0
+    for done in range(np.uint64(0), whole, four):
+        t = whole - four - done
+        lane = t & lane_mask
+        k0, k1 = base + np.uint64(block[t, c]), base + np.uint64(block[t + one, c])
+        k2, k3 = base + np.uint64(block[t + two, c]), base + np.uint64(block[t + three, c])
+        x0, x1 = np.uint64(states[lane]), np.uint64(states[lane + one])
+        x2, x3 = np.uint64(states[lane + two]), np.uint64(states[lane + three])
+        x3, pointer = _push(x3, pointer, words, entry[k3], reciprocal[k3])
+        x2, pointer = _push(x2, pointer, words, entry[k2], reciprocal[k2])
+        x1, pointer = _push(x1, pointer, words, entry[k1], reciprocal[k1])
+        x0, pointer = _push(x0, pointer, words, entry[k0], reciprocal[k0])
+        states[lane], states[lane + one], states[lane + two], states[lane + three] = x0, x1, x2, x3
+    return np.int64(pointer)
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[no-untyped-def]
+    """One channel of one tile, of any precision, lanes and raw bits; where the next word goes before."""
+    base, bits = dense.start[j], np.uint64(dense.precision)
+    raw_bits = np.int64(dense.shift[j])
+    top = ((dense.start[j + 1] - base) << raw_bits) - 1
+    pointer = np.uint64(at)
+    for t in range(tile.shape[0] - 1, -1, -1):
+        index = min(max(np.int64(tile[t, dense.column[j]]) - np.int64(dense.offset[j]), np.int64(0)), top)
+        x = np.uint64(states[t & (lanes - 1)])
+        if x >= np.uint64(1) << np.uint64(32 - raw_bits):
+            pointer -= np.uint64(1)
+            words[pointer] = x
+            x >>= np.uint64(16)
+        x = (x << np.uint64(raw_bits)) | np.uint64(index & ((1 << raw_bits) - 1))
+        k = base + (index >> raw_bits)
+        below, frequency = dense.entry[k] & np.uint32(0xFFFF), np.uint64(dense.entry[k] >> np.uint32(16)) + np.uint64(1)
+        if x >= frequency << (np.uint64(32) - bits):
+            pointer -= np.uint64(1)
+            words[pointer] = x
+            x >>= np.uint64(16)
+        quotient = x // frequency
+        states[t & (lanes - 1)] = (quotient << bits) + (x - quotient * frequency) + np.uint64(below)
+    return np.int64(pointer)
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_nonzero(columns, wanted, position, found):  # type: ignore[no-untyped-def]
+    """Tokens at which each of at most BLOCK columns (tokens, columns) is not 0, where `wanted` is -1 and not 0."""
+    found[:] = 0
+    width = np.uint64(len(wanted))
+    for t in range(np.uint64(columns.shape[0])):
+        seen = np.int32(0)
+        for c in range(width):
+            seen |= columns[t, c] & wanted[c]
+        if seen:
+            for c in range(width):
+                if columns[t, c] & wanted[c]:
+                    position[c, found[c]] = t
+                    found[c] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode_sparse(symbols, first_channel, channels, sparse, stream_start):  # type: ignore[no-untyped-def]
+    """The sparse channels' words of many tiles one after the other; fills `stream_start` int64 (tiles + 1,)."""
+    tiles, tokens = symbols.shape[0], symbols.shape[1]
+    position = np.empty((BLOCK, tokens + 1), np.int64)
+    found = np.empty(BLOCK, np.int64)
+    step_low = np.empty(2 * tokens, np.uint32)
+    step_frequency = np.empty(2 * tokens, np.uint32)
+    room = 64
+    words = np.empty(room, np.uint16)
+    streams = np.empty(0, np.uint16)
+    total = 0
+    for i in range(tiles):
+        x = np.uint64(LOWER)
+        count = 0  # words of this tile, the last one first
+        first = len(sparse.column)
+        while first > 0:
+            last = first
+            left, right = _block(sparse.column[last - 1], first_channel, channels)
+            while first > 0 and sparse.column[first - 1] >= left:
+                first -= 1
+            wanted = np.zeros(right - left, np.int32)
+            for j in range(first, last):
+                wanted[sparse.column[j] - left] = -1
+            _find_nonzero(symbols[i, :, left:right], wanted, position, found)
+            for j in range(last - 1, first - 1, -1):
+                runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
+                values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
+                column = sparse.column[j] - left
+                longest = len(runs) - 2
+                steps = 0
+                t = 0
+                position[column, found[column]] = tokens
+                for n in range(found[column] + 1):
+                    run = position[column, n] - t
+                    while run >= longest or (run and t + run == tokens):
+                        zeros = min(run, longest)
+                        step_low[steps] = runs[zeros]
+                        step_frequency[steps] = np.uint32(1 << RUN_BITS) - runs[zeros]
+                        steps += 1
+                        run -= zeros
+                        t += zeros
+                    if t == tokens:
+                        break
+                    step_low[steps] = runs[run]
+                    step_frequency[steps] = runs[run + 1] - runs[run]
+                    index = np.int64(symbols[i, t + run, sparse.column[j]]) - np.int64(sparse.offset[j])
+                    index = min(max(index, np.int64(0)), np.int64(len(values) - 2))
+                    step_low[steps + 1] = values[index]
+                    step_frequency[steps + 1] = values[index + 1] - values[index]
+                    steps += 2
+                    t += run + 1
+                if count + steps + 2 > room:
+                    room = 2 * room + steps
+                    words = np.concatenate((words, np.empty(room - len(words), np.uint16)))
+                for n in range(steps - 1, -1, -1):
+                    frequency = np.uint64(step_frequency[n])
+                    if x >= frequency << np.uint64(32 - RUN_BITS):
+                        words[count] = np.uint16(x & np.uint64(0xFFFF))
+                        count += 1
+                        x >>= np.uint64(16)
+                    quotient = x // frequency
+                    x = (quotient << np.uint64(RUN_BITS)) + (x - quotient * frequency) + np.uint64(step_low[n])
+        words[count] = np.uint16(x & np.uint64(0xFFFF))
+        words[count + 1] = np.uint16(x >> np.uint64(16))
+        count += 2
+        if total + count > len(streams):
+            streams = np.concatenate((streams, np.empty(total + 2 * count, np.uint16)))
+        for n in range(count):
+            streams[total + n] = words[count - 1 - n]
+        total += count
+        stream_start[i + 1] = total
+    return streams
+
+
+@numba.njit(cache=True, nogil=True)
+def interleave(left, left_lengths, right, right_lengths):  # type: ignore[no-untyped-def]
+    """Each tile's bytes of `left` followed by its bytes of `right`."""
+    out = np.empty(len(left) + len(right), np.uint8)
+    at, a, b = 0, 0, 0
+    for i in range(len(left_lengths)):
+        out[at : at + left_lengths[i]] = left[a : a + left_lengths[i]]
+        at += left_lengths[i]
+        a += left_lengths[i]
+        out[at : at + right_lengths[i]] = right[b : b + right_lengths[i]]
+        at += right_lengths[i]
+        b += right_lengths[i]
+    return out

@@ -35,8 +35,12 @@ class LayerSpec(_Closed):
     """A group of consecutive channels with its own bytes in the payload, in order of importance."""
 
     channels: int = Field(ge=1, le=MAX_CHANNELS)
+    tokens: int = Field(ge=1, le=MAX_TOKENS)
+    """Tokens of a tile at this layer's grid scale; the most there can be, where tiles differ in size."""
     scale: int = Field(default=1, ge=1, le=64)
-    """Grid scale: the layer's token grid is the codec's grid divided by this."""
+    """Grid scale: the layer's token grid is the codec's grid divided by this, rounded up."""
+    table_sets: int = Field(default=1, ge=1, le=256)
+    """Sets of tables among which a selector stream picks for each token; 1 where there is no such stream."""
 
 
 class Lineage(_Closed):
@@ -75,16 +79,22 @@ class CodecSpec(_Closed):
             raise ValueError(f"grid {self.grid} has {self.tokens} tokens, 1 to {MAX_TOKENS} are allowed")
         if sum(layer.channels for layer in self.layers) != self.channels:
             raise ValueError("the layers' channels must add up to the codec's")
-        if self.tokens * self.channels > MAX_SYMBOLS:
-            raise ValueError(f"a tile of {self.tokens} x {self.channels} symbols is over the limit of {MAX_SYMBOLS}")
-        if any(layer.scale != 1 for layer in self.layers):
-            raise ValueError("layers of another grid scale need a later release of nec_ray")
+        if any(layer.tokens != scaled_tokens(self.grid, layer.scale) for layer in self.layers):
+            raise ValueError("a layer's tokens are not those of the grid at its scale")
+        symbols = sum(layer.tokens * layer.channels for layer in self.layers)
+        if symbols > MAX_SYMBOLS:
+            raise ValueError(f"a tile of {symbols} symbols is over the limit of {MAX_SYMBOLS}")
         return self
 
     @property
     def tokens(self) -> int:
         """Tokens of a tile."""
         return self.grid[0] * self.grid[1]
+
+
+def scaled_tokens(grid: tuple[int, int], scale: int) -> int:
+    """Tokens of a grid at a scale: rows and columns divided by it, rounded up."""
+    return -(-grid[0] // scale) * -(-grid[1] // scale)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nec_ray.codec.quantise import MAX_ENTRIES, MAX_SHIFT, RUN_PRECISION, entropy, quantise
 from nec_ray.codec.spec import MAX_CHANNELS
 from nec_ray.errors import CorruptCodec
 
@@ -14,29 +15,36 @@ MIN_PRECISION = 12
 MAX_PRECISION = 16
 _TARGET_EXCESS = 0.0025
 """Relative cost of integer frequencies that a higher precision has to undercut."""
-_ESCAPE_BITS = 32.0
-"""About what one escape costs: its position and its value as variable-length integers."""
 
 Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """One cumulative frequency table a channel.
+    """Integer frequency tables, one channel after the other; schemas/payload.md says how they are used.
 
-    A symbol is `round(latent - median)`. Channel `c` codes the symbols `offset[c] + i` with the integer
-    frequencies `cdf[start[c] + i + 1] - cdf[start[c] + i]` of `2**precision`; a symbol outside its table
-    is coded as the nearest one inside and corrected by an escape. A dead channel has no table: all its
-    symbols are 0 but for escapes.
+    A symbol is `round(latent - median)`. There are three kinds of channels. A dense one codes every symbol: entry
+    `i` of its table stands for the `2**shift` symbols from `offset + (i << shift)`, of which the low bits are coded
+    raw. A sparse one, nearly always 0, codes runs of zeros by its run table and the symbols between them by its
+    table. A dead one has no table and all its symbols are 0. A symbol outside its table is coded as the nearest one
+    inside and corrected by an escape.
     """
 
     precision: int
+    """A dense channel's frequencies add up to 2**precision, a sparse one's to 2**16."""
     cdf: npt.NDArray[np.uint32]
-    """(entries,) the channels' cumulative frequencies one after the other, each from 0 to 2**precision."""
+    """(entries,) the channels' cumulative frequencies one after the other, each from 0 to its sum."""
     start: npt.NDArray[np.int64]
-    """(channels + 1,) where each channel's table begins; an empty one is a dead channel."""
+    """(channels + 1,) where each channel's table begins in `cdf`; an empty one is a dead channel."""
     offset: npt.NDArray[np.int32]
-    """(channels,) the symbol that a channel's first entry stands for."""
+    """(channels,) the first symbol of a channel's first entry."""
+    shift: npt.NDArray[np.uint8]
+    """(channels,) raw bits of a symbol; 0 in sparse channels."""
+    run_cdf: npt.NDArray[np.uint32]
+    """(entries,) cumulative frequencies of the sparse channels' runs: entry `r` is `r` zeros before another symbol,
+    the last entry zeros alone."""
+    run_start: npt.NDArray[np.int64]
+    """(channels + 1,) where each channel's run table begins in `run_cdf`; a channel that is not sparse has none."""
     median: npt.NDArray[np.float32]
     """(channels,) what is added to a symbol to give the embedding."""
 
@@ -55,6 +63,11 @@ class EntropyTables:
         """(channels,) which channels cost no bytes."""
         return np.asarray(np.diff(self.start) == 0)
 
+    @property
+    def sparse(self) -> npt.NDArray[np.bool_]:
+        """(channels,) which channels are coded as runs of zeros."""
+        return np.asarray(np.diff(self.run_start) > 0)
+
     @classmethod
     def from_pmf(
         cls,
@@ -62,52 +75,49 @@ class EntropyTables:
         offset: npt.NDArray[np.integer[Any]],
         median: npt.NDArray[np.floating[Any]],
         dead: npt.NDArray[np.bool_],
+        tokens: int = 256,
     ) -> "EntropyTables":
-        """Tables that cost at most about 0.25% more than the model's entropy where 16 bits allow it.
+        """Tables of the least precision that costs at most 0.25% more than the model's entropy, or of 16 bits.
 
         Args:
             pmfs: for each channel P(symbol = offset + i), float64 (alphabet,).
             offset: (channels,) integer.
             median: (channels,) float.
             dead: (channels,) true where a channel shall cost nothing.
+            tokens: tokens of a tile, which no run of zeros exceeds.
         """
         live = [c for c in range(len(pmfs)) if not dead[c]]
-        entropy = sum(_entropy(pmfs[c]) for c in live)
+        target = sum(entropy(pmfs[c]) for c in live) * (1 + _TARGET_EXCESS)
+        longest_run = max(1, min(tokens, MAX_ENTRIES - 1))
         for precision in range(MIN_PRECISION, MAX_PRECISION + 1):
-            chosen = {c: _quantise(pmfs[c], precision) for c in live}
-            cost = sum(channel.cost for channel in chosen.values())
-            if cost <= entropy * (1 + _TARGET_EXCESS):
+            made = {c: quantise(pmfs[c], int(offset[c]), precision, longest_run) for c in live}
+            if sum(channel.cost for channel in made.values()) <= target:
                 break
-        parts: list[npt.NDArray[np.uint32]] = []
-        offsets = np.zeros(len(pmfs), np.int32)
-        start = np.zeros(len(pmfs) + 1, np.int64)
-        for c in range(len(pmfs)):
-            if c in chosen:
-                parts.append(np.concatenate([[0], np.cumsum(chosen[c].frequency)]).astype(np.uint32))
-                offsets[c] = int(offset[c]) + chosen[c].first
-            start[c + 1] = start[c] + (len(parts[-1]) if c in chosen else 0)
-        cdf = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
-        return cls(precision, cdf, start, offsets, np.asarray(median, np.float32))
+        channels = len(pmfs)
+        cdf, start = _cumulative({c: made[c].value for c in live}, channels)
+        run_cdf, run_start = _cumulative({c: made[c].run for c in live if len(made[c].run)}, channels)
+        return cls(
+            precision,
+            cdf,
+            start,
+            np.array([made[c].offset if c in made else 0 for c in range(channels)], np.int32),
+            np.array([made[c].shift if c in made else 0 for c in range(channels)], np.uint8),
+            run_cdf,
+            run_start,
+            np.asarray(median, np.float32),
+        )
 
-    def bits(self, symbols: npt.NDArray[np.int32]) -> float:
-        """Ideal cost in bits of `symbols` int32 (..., channels) under the integer tables, escapes left out."""
-        flat = symbols.reshape(-1, self.channels)
+    def bits_per_token(self, channels: npt.NDArray[np.int64]) -> float:
+        """Expected bits of one token's symbols in some dense channels, were the tables the truth."""
         total = 0.0
-        for c in np.flatnonzero(~self.dead):
-            cdf = self.cdf[self.start[c] : self.start[c + 1]].astype(np.int64)
-            index = np.clip(flat[:, c].astype(np.int64) - self.offset[c], 0, len(cdf) - 2)
-            total += float(np.sum(self.precision - np.log2(np.diff(cdf)[index])))
+        for c in channels:
+            p = np.diff(self.cdf[self.start[c] : self.start[c + 1]].astype(np.float64)) / 2**self.precision
+            total += float(-np.sum(p * np.log2(p))) + float(self.shift[c])
         return total
 
     def to_tensors(self) -> dict[str, Array]:
         """Arrays by name, as they stand in tables.safetensors."""
-        return {
-            "precision": np.array([self.precision], np.int32),
-            "cdf": self.cdf,
-            "start": self.start,
-            "offset": self.offset,
-            "median": self.median,
-        }
+        return {"precision": np.array([self.precision], np.int32)} | {name: getattr(self, name) for name in _ARRAYS}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array]) -> "EntropyTables":
@@ -116,79 +126,36 @@ class EntropyTables:
         Raises:
             CorruptCodec: an array is missing, of another type, or breaks the tables' rules.
         """
-        types = {
-            "precision": np.int32,
-            "cdf": np.uint32,
-            "start": np.int64,
-            "offset": np.int32,
-            "median": np.float32,
-        }
-        for name, dtype in types.items():
+        for name, dtype in {"precision": np.int32, **_ARRAYS}.items():
             array = tensors.get(name)
             if array is None or array.dtype != dtype or array.ndim != 1:
                 raise CorruptCodec(f"entropy tables: {name} must be a vector of {np.dtype(dtype).name}")
         if len(tensors["precision"]) != 1:
             raise CorruptCodec("entropy tables: precision must be one number")
-        return cls(
-            int(tensors["precision"][0]),
-            np.ascontiguousarray(tensors["cdf"], np.uint32),
-            np.ascontiguousarray(tensors["start"], np.int64),
-            np.ascontiguousarray(tensors["offset"], np.int32),
-            np.ascontiguousarray(tensors["median"], np.float32),
-        )
+        arrays: dict[str, Any] = {name: np.ascontiguousarray(tensors[name]) for name in _ARRAYS}
+        return cls(precision=int(tensors["precision"][0]), **arrays)
 
 
-@dataclass(frozen=True)
-class _Channel:
-    frequency: npt.NDArray[np.int64]
-    first: int
-    cost: float
+_ARRAYS = {
+    "cdf": np.uint32,
+    "start": np.int64,
+    "offset": np.int32,
+    "shift": np.uint8,
+    "run_cdf": np.uint32,
+    "run_start": np.int64,
+    "median": np.float32,
+}
 
 
-def _entropy(pmf: npt.NDArray[np.float64]) -> float:
-    p = pmf[pmf > 0]
-    return float(-np.sum(p * np.log2(p)))
-
-
-def _quantise(pmf: npt.NDArray[np.float64], precision: int) -> _Channel:
-    """The cheapest of a few ways to leave rare symbols at the ends of the alphabet to escapes."""
-    best: _Channel | None = None
-    for threshold in (0.0, *(2.0 ** -(precision + extra) for extra in (10, 8, 6, 4, 2))):
-        kept = np.flatnonzero(pmf >= threshold) if threshold else np.flatnonzero(pmf > 0)
-        if not len(kept):
-            continue
-        first, last = int(kept[0]), int(kept[-1]) + 1
-        if last - first > 1 << (precision - 1):
-            continue  # too many symbols for frequencies of at least 1 to fit well
-        part = pmf[first:last]
-        frequency = _integer_frequencies(part, precision)
-        cost = float(np.sum(part * (precision - np.log2(frequency)))) + _ESCAPE_BITS * max(0.0, 1.0 - part.sum())
-        if best is None or cost < best.cost:
-            best = _Channel(frequency, first, cost)
-    if best is None:  # a very flat density: keep the most probable stretch
-        width = 1 << (precision - 1)
-        first = max(0, min(int(np.argmax(pmf)) - width // 2, len(pmf) - width))
-        part = pmf[first : first + width]
-        frequency = _integer_frequencies(part, precision)
-        cost = float(np.sum(part * (precision - np.log2(frequency)))) + _ESCAPE_BITS * (1.0 - part.sum())
-        best = _Channel(frequency, first, cost)
-    return best
-
-
-def _integer_frequencies(pmf: npt.NDArray[np.float64], precision: int) -> npt.NDArray[np.int64]:
-    """Frequencies of at least 1 that add up to 2**precision, each step taken where it costs least."""
-    total = 1 << precision
-    exact = pmf / pmf.sum() * total
-    frequency = np.maximum(1, np.floor(exact)).astype(np.int64)
-    missing = total - int(frequency.sum())
-    if missing > 0:
-        frequency[np.argsort(frequency - exact, kind="stable")[:missing]] += 1
-    while missing < 0:  # the floor of 1 took more than there is
-        loss = np.where(frequency > 1, pmf * np.log2(frequency / np.maximum(frequency - 1, 1)), np.inf)
-        take = np.argsort(loss, kind="stable")[: min(-missing, int(np.sum(frequency > 1)))]
-        frequency[take] -= 1
-        missing += len(take)
-    return frequency
+def _cumulative(
+    frequencies: Mapping[int, npt.NDArray[np.int64]], channels: int
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """Cumulative tables of some channels one after the other, and where each channel's begins."""
+    parts = [np.concatenate([[0], np.cumsum(frequencies[c])]) for c in sorted(frequencies)]
+    lengths = np.zeros(channels + 1, np.int64)
+    lengths[[c + 1 for c in sorted(frequencies)]] = [len(part) for part in parts]
+    cdf = np.concatenate(parts) if parts else np.zeros(0)
+    return cdf.astype(np.uint32), np.cumsum(lengths)
 
 
 def _fault(tables: EntropyTables) -> str | None:
@@ -198,21 +165,37 @@ def _fault(tables: EntropyTables) -> str | None:
         return f"precision {t.precision} is not {MIN_PRECISION} to {MAX_PRECISION}"
     if not 1 <= t.channels <= MAX_CHANNELS:
         return f"{t.channels} channels, 1 to {MAX_CHANNELS} are allowed"
-    if len(t.start) != t.channels + 1 or len(t.median) != t.channels:
-        return "start, offset and median are not of one length"
-    lengths = np.diff(t.start)
-    if t.start[0] != 0 or t.start[-1] != len(t.cdf) or np.any(lengths < 0) or np.any(lengths == 1):
-        return "start does not cut cdf into tables"
+    if {len(t.start), len(t.run_start)} != {t.channels + 1} or {len(t.median), len(t.shift)} != {t.channels}:
+        return "start, run_start, offset, shift and median are not of one length"
+    for name, cdf, start in (("cdf", t.cdf, t.start), ("run_cdf", t.run_cdf, t.run_start)):
+        lengths = np.diff(start)
+        if start[0] != 0 or start[-1] != len(cdf) or np.any((lengths < 2) & (lengths != 0)):
+            return f"{name} is not cut into tables"
+        if np.any(lengths > MAX_ENTRIES + 1):
+            return f"a table of {name} has more than {MAX_ENTRIES} entries"
+    if np.any(t.sparse & t.dead):
+        return "a channel has runs but no symbols"
+    ends = t.offset.astype(np.int64) + np.diff(t.start) - 1
+    if np.any(t.sparse & ((t.offset > 0) | (ends <= 0))):
+        return "a sparse channel's table does not hold 0"
+    if np.any(t.shift > np.where(t.sparse | t.dead, 0, MAX_SHIFT)):
+        return f"a channel has more raw bits than {MAX_SHIFT}, or raw bits and no entry for each symbol"
     if not np.all(np.isfinite(t.median)):
         return "a median is not a number"
-    if len(t.cdf):
-        live = lengths > 0
-        firsts, lasts = t.start[:-1][live], t.start[1:][live] - 1
-        steps = np.diff(t.cdf.astype(np.int64))
-        inside = np.ones(len(steps), bool)
-        inside[lasts[:-1]] = False  # the step from one channel's end to the next one's 0
-        if np.any(t.cdf[firsts] != 0) or np.any(t.cdf[lasts] != 1 << t.precision) or np.any(steps[inside] <= 0):
-            return "a cumulative table does not rise from 0 to 2**precision"
     if np.any(np.abs(t.offset.astype(np.int64)) > 1 << 30):
         return "an offset is out of range"
+    totals = np.where(t.sparse, 1 << RUN_PRECISION, 1 << t.precision)
+    if not _rises(t.cdf, t.start, totals) or not _rises(t.run_cdf, t.run_start, totals):
+        return "a cumulative table does not rise from 0 to its sum"
     return None
+
+
+def _rises(cdf: npt.NDArray[np.uint32], start: npt.NDArray[np.int64], totals: npt.NDArray[np.int64]) -> bool:
+    if not len(cdf):
+        return True
+    live = np.diff(start) > 0
+    firsts, lasts = start[:-1][live], start[1:][live] - 1
+    inside = np.ones(len(cdf) - 1, bool)
+    inside[lasts[:-1]] = False  # the step from one channel's end to the next one's 0
+    rising = np.all(np.diff(cdf.astype(np.int64))[inside] > 0)
+    return bool(rising and np.all(cdf[firsts] == 0) and np.all(cdf[lasts] == totals[live]))

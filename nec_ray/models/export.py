@@ -10,7 +10,7 @@ from compressai.entropy_models import EntropyBottleneck
 from torch import nn
 
 from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, write_codec
-from nec_ray.codec.payload import compress
+from nec_ray.codec.payload import PayloadCoder
 from nec_ray.models.nec import NeuralEmbeddingCompressor
 
 _MAX_RADIUS = 4096
@@ -43,10 +43,11 @@ def export_codec(
     """
     model.eval()
     latents = _latents(model, input_spec, calibration)
+    tokens = model.config.side**2
     tables = tables_of(model.bottleneck, latents)
     symbols = np.rint(latents - tables.median).astype(np.int32)
-    layers = [LayerSpec(channels=model.config.dim)]
-    size = sum(len(payload) for payload in compress(tables, layers, symbols))
+    layers = [LayerSpec(channels=model.config.dim, tokens=tokens)]
+    size = int(PayloadCoder(tables, layers).compress(symbols).length.sum())
     return write_codec(
         folder,
         family="mae_vit",
@@ -90,7 +91,7 @@ def tables_of(bottleneck: EntropyBottleneck, latents: npt.NDArray[np.float32]) -
         offset[channel] = first - radius
     moved = np.mean(np.rint(latents - centre) != 0, axis=(0, 1))
     dead = (density[:, radius] >= 1 - _DEAD) & (moved <= _DEAD_CALIBRATION)
-    return EntropyTables.from_pmf(pmfs, offset, centre, dead)
+    return EntropyTables.from_pmf(pmfs, offset, centre, dead, tokens=latents.shape[1])
 
 
 def _latents(

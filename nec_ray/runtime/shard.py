@@ -40,15 +40,16 @@ def read_shard(shard: Shard, codec: CodecSpec) -> TileBatch:
 def pack_shard(shard: Shard, batch: TileBatch, symbols: npt.NDArray[np.int32], codec: Codec, archive: Store) -> Receipt:
     """Entropy-code the symbols int32 (valid tiles, tokens, channels) of a shard and write its pack."""
     payloads: list[bytes | None] = [None] * shard.rows.num_rows
+    lengths: list[Sequence[int] | None] = [None] * shard.rows.num_rows
     pooled: list[Sequence[int] | None] = [None] * shard.rows.num_rows
-    for row, payload, vector in zip(batch.valid.tolist(), codec.compress(symbols), codec.pool(symbols), strict=True):
-        payloads[row] = payload
-        pooled[row] = vector.tolist()
+    made = codec.compress(symbols, threads=1)  # as many cores as Ray counted for this process
+    layers, vectors = codec.layer_lengths(made), codec.pool(symbols)
+    for row, payload, length, vector in zip(batch.valid.tolist(), made, layers, vectors, strict=True):
+        payloads[row], lengths[row], pooled[row] = payload, length.tolist(), vector.tolist()
     todo = [i for i, tile_id in enumerate(shard.rows["tile_id"].to_pylist()) if tile_id in shard.todo]
     rows = _index_rows(shard, batch, codec, pooled).take(todo)
-    kept = [payloads[i] for i in todo]
-    lengths = [None if payload is None else codec.layer_lengths(payload) for payload in kept]
-    return Receipt(shard.id, write_pack(archive, codec.id, rows, kept, lengths))
+    kept = [payloads[i] for i in todo], [lengths[i] for i in todo]
+    return Receipt(shard.id, write_pack(archive, codec.id, rows, *kept))
 
 
 def encode_shard(shard: Shard, codec: Codec, archive: Store, embedder: "Embedder") -> Receipt:

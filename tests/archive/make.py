@@ -75,7 +75,7 @@ def pack(made: Made, tile_ids: list[str], status: list[str] | None = None, seed:
             made.symbols[tile_ids[i]] = symbols[i]
         else:
             payloads[i] = None
-    lengths = [None if p is None else made.codec.layer_lengths(p) for p in payloads]
+    lengths = [None if p is None else made.codec.layer_lengths([p])[0].tolist() for p in payloads]
     return write_pack(made.store, made.codec.id, rows, payloads, lengths)
 
 

@@ -19,7 +19,8 @@ def laplacian_pmf(scale: float, radius: int) -> npt.NDArray[np.float64]:
 def laplacian_tables(scales: npt.NDArray[np.float64], radius: int = 60) -> EntropyTables:
     pmfs = [laplacian_pmf(scale, radius) for scale in scales]
     dead = scales < 0.06
-    return EntropyTables.from_pmf(pmfs, np.full(len(scales), -radius), np.linspace(-1, 1, len(scales)), dead)
+    offset = np.full(len(scales), -radius)
+    return EntropyTables.from_pmf(pmfs, offset, np.linspace(-1, 1, len(scales)), dead, tokens=16)
 
 
 def laplacian_symbols(
@@ -47,7 +48,7 @@ def make_codec(
         architecture={"dim": 24, "patch": size // grid[0]},
         input=InputSpec(bands=["red", "green", "blue"], mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0], size=size),
         grid=grid,
-        layers=[LayerSpec(channels=n) for n in layers],
+        layers=[LayerSpec(channels=n, tokens=grid[0] * grid[1]) for n in layers],
         lineage=Lineage(data="synthetic", licence="none", beta=0.1, bits_per_symbol=1.0),
         tables=laplacian_tables(SCALES),
         encoder={"weight": rng.standard_normal((3, 24)).astype(np.float32)},

@@ -1,9 +1,34 @@
-"""An obvious rANS decoder and encoder in plain Python: the oracle for the compiled one."""
+"""An obvious payload encoder in plain Python: the compiled one must write its very bytes."""
 
+import importlib.util
+import itertools
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
 
 LOWER = 1 << 16
+
+
+def payload_decoder() -> ModuleType:
+    """The decoder that lies in schemas/, loaded as the lone file that it is."""
+    path = Path(__file__).resolve().parents[2] / "schemas" / "payload_decoder.py"
+    spec = importlib.util.spec_from_file_location("payload_decoder", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Channel(Protocol):
+    """The tables of one channel, as the decoder in schemas/ holds them."""
+
+    cdf: list[int]
+    runs: list[int]
+    offset: int
+    shift: int
 
 
 def varint(value: int) -> bytes:
@@ -15,83 +40,81 @@ def varint(value: int) -> bytes:
             return bytes(out)
 
 
-class Reader:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+class Encoder:
+    """One rANS state and the words it wrote, the last one first."""
 
-    def varint(self) -> int:
-        value, factor = 0, 1
-        while True:
-            byte = self.data[self.at]
-            self.at += 1
-            value += (byte % 128) * factor
-            factor *= 128
-            if byte < 128:
-                return value
+    def __init__(self, state: int, words: list[int]) -> None:
+        self.state, self.words = state, words
 
-    def uint(self, size: int) -> int:
-        self.at += size
-        return int.from_bytes(self.data[self.at - size : self.at], "little")
+    def put(self, below: int, frequency: int, precision: int) -> None:
+        while self.state >= frequency * 2 ** (32 - precision):
+            self.words.append(self.state % 2**16)
+            self.state //= 2**16
+        self.state = self.state // frequency * 2**precision + below + self.state % frequency
 
 
-Table = tuple[int, list[int]]  # first symbol, frequencies; an empty list is a dead channel
-
-
-def decode_layer(reader: Reader, tables: Sequence[Table], precision: int) -> list[list[int]]:
-    """Symbols [channel][token] of the layer at the reader."""
-    length = reader.varint()
-    checksum = reader.uint(4)
-    end = reader.at + length
-    assert zlib.crc32(reader.data[reader.at : end]) == checksum
-    tokens = reader.varint()
-    escapes, position = [], 0
-    for _ in range(reader.varint()):
-        position += reader.varint()
-        coded = reader.varint()
-        escapes.append((position, coded // 2 if coded % 2 == 0 else -(coded // 2) - 1))
-    out = [[0] * tokens for _ in tables]
-    if tokens and any(frequencies for _, frequencies in tables):
-        state = reader.uint(4)
-        for c, (first, frequencies) in enumerate(tables):
-            for t in range(tokens if frequencies else 0):
-                slot = state % 2**precision
-                below = i = 0
-                while below + frequencies[i] <= slot:
-                    below += frequencies[i]
-                    i += 1
-                state = frequencies[i] * (state // 2**precision) + slot - below
-                if state < LOWER:
-                    state = state * 2**16 + reader.uint(2)
-                out[c][t] = first + i
-        assert state == LOWER
-    assert reader.at == end
-    for position, value in escapes:
-        out[position // tokens][position % tokens] = value
-    return out
-
-
-def encode_layer(symbols: list[list[int]], tables: Sequence[Table], precision: int) -> bytes:
+def encode_layer(
+    columns: Sequence[Sequence[int]], channels: Sequence[Channel], declared: int, precision: int, lanes: int
+) -> bytes:
     """Bytes of a layer whose symbols are [channel][token]."""
-    tokens = len(symbols[0])
-    escapes, coded = [], []
-    for c, (first, frequencies) in enumerate(tables):
-        for t, value in enumerate(symbols[c]):
-            inside = min(max(value, first), first + len(frequencies) - 1) if frequencies else 0
-            if value != inside:
-                escapes.append((c * tokens + t, value))
-            if frequencies:
-                coded.append((sum(frequencies[: inside - first]), frequencies[inside - first]))
-    body = varint(tokens) + varint(len(escapes))
-    previous = 0
-    for position, value in escapes:
-        body += varint(position - previous) + varint(2 * value if value >= 0 else -2 * value - 1)
-        previous = position
-    if coded:
-        state, words = LOWER, []
-        for below, frequency in reversed(coded):
-            while state >= frequency * 2 ** (32 - precision):
-                words.append(state % 2**16)
-                state //= 2**16
-            state = state // frequency * 2**precision + below + state % frequency
-        body += state.to_bytes(4, "little") + b"".join(w.to_bytes(2, "little") for w in reversed(words))
+    tokens = len(columns[0])
+    escapes, dense, sparse = [], [], []
+    for c, channel in enumerate(channels):
+        entries = [channel.offset + i for i in range(max(0, len(channel.cdf) - 1) << channel.shift)] or [0]
+        coded = [min(max(value, entries[0]), entries[-1]) for value in columns[c]]
+        escapes += [(c * tokens + t, v) for t, v in enumerate(columns[c]) if v != coded[t]]
+        if channel.runs:
+            sparse += run_steps(coded, channel)
+        elif channel.cdf:
+            for t, value in enumerate(coded):
+                entry, raw = divmod(value - channel.offset, 2**channel.shift)
+                dense.append((t % lanes, step(channel.cdf, entry), precision))
+                dense.append((t % lanes, (raw, 1), channel.shift))
+    live = [channel for channel in channels if channel.cdf]
+    has_dense = any(not channel.runs for channel in live)
+    body = b""
+    if escapes:
+        body += varint(len(escapes))
+        for (before, _), (position, value) in itertools.pairwise([(0, 0), *escapes]):
+            body += varint(position - before) + varint(2 * value if value >= 0 else -2 * value - 1)
+    if tokens != declared:
+        body = varint(tokens) + body
+    flags = (8 if tokens != declared else 0) + (16 if escapes else 0)
+    if live and tokens:
+        stream: list[int] = []
+        if any(channel.runs for channel in live):
+            one = Encoder(LOWER, stream)
+            for below, frequency in reversed(sparse):
+                one.put(below, frequency, 16)
+            stream += [one.state % 2**16, one.state // 2**16]
+        stream.reverse()
+        words: list[int] = []
+        states = [Encoder(LOWER + word, words) for word in [*stream, *[0] * lanes][:lanes]] if has_dense else []
+        for lane, (below, frequency), bits in reversed(dense):
+            if bits:
+                states[lane].put(below, frequency, bits)
+        flags += lanes.bit_length() - 1 if has_dense else 0
+        body += b"".join(one.state.to_bytes(4, "little") for one in states)
+        rest = stream[lanes:] if has_dense else stream
+        body += b"".join(word.to_bytes(2, "little") for word in [*reversed(words), *rest])
+    body = bytes([flags]) + body
     return varint(len(body)) + zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def step(cdf: Sequence[int], entry: int) -> tuple[int, int]:
+    return cdf[entry], cdf[entry + 1] - cdf[entry]
+
+
+def run_steps(column: Sequence[int], channel: Channel) -> list[tuple[int, int]]:
+    """(cumulative frequency, frequency) of each run and each symbol between runs."""
+    steps, t = [], 0
+    while t < len(column):
+        most = min(len(channel.runs) - 2, len(column) - t)
+        run = next((r for r in range(most) if column[t + r]), most)
+        if run == most:
+            steps.append((channel.runs[most], 2**16 - channel.runs[most]))
+            t += most
+        else:
+            steps += [step(channel.runs, run), step(channel.cdf, column[t + run] - channel.offset)]
+            t += run + 1
+    return steps

@@ -33,7 +33,8 @@ def test_a_loaded_codec_brings_symbols_back(codec_folder: Path) -> None:
     symbols = laplacian_symbols(np.random.default_rng(0), SCALES, 5, 16)
     payloads = codec.compress(symbols)
     assert np.array_equal(codec.decompress(payloads), symbols)
-    prefixes = [p[: codec.layer_lengths(p)[0]] for p in payloads]
+    first = codec.layer_lengths(payloads)[:, 0].tolist()
+    prefixes = [payload[:n] for payload, n in zip(payloads, first, strict=True)]
     assert np.array_equal(codec.decompress(prefixes, layers=1), symbols[:, :, :8])
     assert np.allclose(codec.dequantise(symbols) - symbols, codec.tables.median)
 
@@ -90,6 +91,8 @@ def test_a_codec_under_anothers_name_is_refused(codec_folder: Path, tmp_path: Pa
         ({"grid": [70000, 1]}, CorruptCodec, "tokens"),
         ({"channels": 25}, CorruptCodec, "add up"),
         ({"surprise": 1}, CorruptCodec, "surprise"),
+        ({"layers": [{"channels": 24, "tokens": 17}]}, CorruptCodec, "grid"),
+        ({"layers": [{"channels": 24, "tokens": 16, "table_sets": 3}]}, UnsupportedFormat, "update nec_ray"),
         ({"files": {"../x.safetensors": "0" * 64}}, CorruptCodec, "files"),
     ],
 )

@@ -21,8 +21,41 @@ def test_tables_survive_their_tensors() -> None:
     tables = laplacian_tables(SCALES)
     again = EntropyTables.from_tensors(tables.to_tensors())
     assert again.precision == tables.precision
-    for name in ("cdf", "start", "offset", "median", "dead"):
+    for name in ("cdf", "start", "offset", "shift", "run_cdf", "run_start", "median", "dead", "sparse"):
         assert np.array_equal(getattr(again, name), getattr(tables, name))
+
+
+def test_kinds_of_channels() -> None:
+    tables = laplacian_tables(SCALES)
+    assert np.array_equal(tables.dead, SCALES < 0.06)
+    zero = np.array([laplacian_pmf(scale, 60)[60] for scale in SCALES])
+    assert np.array_equal(tables.sparse, (zero >= 0.95) & ~tables.dead)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 1000.0])
+def test_tables_cost_at_most_half_a_percent_more_than_the_entropy(scale: float) -> None:
+    """Of the symbols that have an entry; the payload tests count escapes and all."""
+    radius = int(20 * scale) + 3
+    pmf = laplacian_pmf(scale, radius)
+    tables = EntropyTables.from_pmf([pmf], np.array([-radius]), np.zeros(1), np.zeros(1, bool), 200)
+    frequency = np.diff(tables.cdf.astype(float))
+    shift = int(tables.shift[0])
+    symbols = int(tables.offset[0]) + np.arange(len(frequency) << shift)
+    p = pmf[np.clip(symbols + radius, 0, 2 * radius)]
+    entropy = -np.sum(p * np.log2(p))
+    if tables.sparse[0]:
+        runs = np.diff(tables.run_cdf.astype(float))
+        zero = p[symbols == 0][0]
+        length = np.arange(len(runs) - 1)
+        chance = np.append((1 - zero) * zero**length, zero ** len(length))
+        other = np.where(symbols == 0, 0, p)
+        per_run = np.sum(chance * (16 - np.log2(runs)))
+        per_value = np.sum(other / other.sum() * (16 - np.log2(frequency)))
+        tokens = np.sum(chance[:-1] * (length + 1)) + chance[-1] * len(length)
+        cost = (per_run + (1 - chance[-1]) * per_value) / tokens
+    else:
+        cost = np.sum(p * (tables.precision + shift - np.log2(np.repeat(frequency, 1 << shift))))
+    assert entropy * 0.999 <= cost <= entropy * 1.005
 
 
 @pytest.mark.parametrize(
@@ -37,6 +70,14 @@ def test_tables_survive_their_tensors() -> None:
         ("start", lambda a: a[:-1]),
         ("median", lambda a: a * np.float32("nan")),
         ("offset", lambda a: a - 2**31 + 100),
+        ("offset", lambda a: a + 100),
+        ("shift", lambda a: a + np.uint8(17)),
+        ("shift", lambda a: a[:-1]),
+        ("run_cdf", lambda a: a[:-1]),
+        ("run_cdf", lambda a: a[::-1]),
+        ("run_start", lambda a: a[::-1]),
+        ("run_start", lambda a: a[:-1]),
+        ("precision", lambda a: a + 1),
         ("precision", lambda a: a + 20),
         ("precision", lambda a: a[:0]),
     ],

@@ -72,7 +72,7 @@ def random_mae_codec(folder: Path) -> Codec:
         architecture=config.to_architecture(),
         input=InputSpec(bands=["red", "green", "blue"], mean=[8000.0] * 3, std=[1500.0] * 3, size=32),
         grid=(4, 4),
-        layers=[LayerSpec(channels=24)],
+        layers=[LayerSpec(channels=24, tokens=16)],
         lineage=Lineage(data="none", licence="none", beta=0.0, bits_per_symbol=0.0),
         tables=laplacian_tables(SCALES),
         encoder=arrays(MaeEncoder(config)),

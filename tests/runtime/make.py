@@ -29,7 +29,7 @@ def random_codec(
         architecture=config.to_architecture(),
         input=InputSpec(bands=list(bands), mean=[mean] * len(bands), std=[mean / 15] * len(bands), size=32),
         grid=(4, 4),
-        layers=[LayerSpec(channels=16)],
+        layers=[LayerSpec(channels=16, tokens=16)],
         lineage=Lineage(data="none", licence="none", beta=0.0, bits_per_symbol=0.0),
         tables=laplacian_tables(np.full(16, 0.8)),
         encoder=parts[0],
