@@ -127,6 +127,10 @@ class Codec:
         """
         return _read_tensors(self._store, f"{part}.safetensors", self.spec)
 
+    def golden(self) -> npt.NDArray[np.int32]:
+        """The golden symbols int32 (tiles, tokens, channels): real ones, of a few training tiles."""
+        return np.asarray(_read_tensors(self._store, "golden.safetensors", self.spec)["symbols"], np.int32)
+
     def files(self) -> dict[str, bytes]:
         """Every file of the directory, hash-checked, codec.json last: what copying the codec needs."""
         names = [*self.spec.files, "codec.json"]

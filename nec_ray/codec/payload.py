@@ -116,12 +116,18 @@ class _Layer:
     dense: Dense
     sparse: Sparse
     lowest: npt.NDArray[np.int32]
+    """(channels,) the least symbol that is coded without an escape."""
     highest: npt.NDArray[np.int32]
+    """(channels,) the greatest one."""
+    marked: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+    """The same, but 0 in sparse and dead channels."""
     bytes_per_token: float
+    """Expected, of the dense channels."""
 
     def lanes_log2(self, tokens: int) -> int:
+        """Of 1, 4, 8 or 16 lanes: two are no faster than one, for tiles of one lane are coded four at a time."""
         lanes = max(1, int(self.bytes_per_token * tokens / _LANE_BYTES))
-        return min(lanes.bit_length() - 1, rans.MAX_LANES_LOG2)
+        return min(lanes.bit_length() - 1, rans.MAX_LANES_LOG2) if lanes >= 4 else 0
 
 
 class PayloadCoder:
@@ -187,7 +193,7 @@ class PayloadCoder:
         for part in range(1 + max(layer.part for layer in wanted)):
             mine = [number for number, layer in enumerate(wanted) if layer.part == part]
             tokens = _one_size(bodies[mine, :, 3], wanted[mine[0]].tokens)
-            out.append(np.zeros((len(given), tokens, sum(wanted[n].channels for n in mine)), np.int32))
+            out.append(np.empty((len(given), tokens, sum(wanted[n].channels for n in mine)), np.int32))
 
         def decode(group: slice) -> None:
             for number, layer in enumerate(wanted):
@@ -235,6 +241,7 @@ class PayloadCoder:
                 layer.sparse,
                 layer.lowest,
                 layer.highest,
+                *layer.marked,
             )
             whole = made if whole is None else (rans.interleave(*whole, *made), whole[1] + made[1])
         assert whole is not None
@@ -290,7 +297,8 @@ class PayloadCoder:
 def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: int) -> _Layer:
     """A layer whose channels have the tables `rows`, in the form that the kernels use."""
     number = np.arange(rows.start, rows.stop)
-    dense = number[(~tables.dead & ~tables.sparse)[rows]]
+    is_dense = (~tables.dead & ~tables.sparse)[rows]
+    dense = number[is_dense]
     sparse = number[tables.sparse[rows]]
     cdf, start = _cut(tables.cdf, tables.start, dense)
     below = np.delete(cdf, start[1:] - 1).astype(np.int64)
@@ -307,6 +315,7 @@ def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: 
     entries = np.where(tables.dead, 1, np.diff(tables.start) - 1)[rows].astype(np.int64)
     lowest = tables.offset[rows].astype(np.int64)
     lowest[tables.dead[rows]] = 0
+    highest = lowest + (entries << tables.shift[rows].astype(np.int64)) - 1
     return _Layer(
         part=part,
         first=first,
@@ -331,7 +340,8 @@ def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: 
             offset=tables.offset[sparse],
         ),
         lowest=lowest.astype(np.int32),
-        highest=(lowest + (entries << tables.shift[rows].astype(np.int64)) - 1).astype(np.int32),
+        highest=highest.astype(np.int32),
+        marked=((lowest * is_dense).astype(np.int32), (highest * is_dense).astype(np.int32)),
         bytes_per_token=tables.bits_per_token(dense) / 8,
     )
 

@@ -21,8 +21,8 @@ LOWER = 1 << 16
 RUN_BITS = 16
 """Precision of sparse channels."""
 MAX_LANES_LOG2 = 4
-BLOCK = 32
-"""Channels that are coded before they are written out: two cache lines of int32."""
+BLOCK = 64
+"""Channels that are coded before they are written out: whole cache lines, and few visits to each memory page."""
 TOGETHER = 8
 """Tiles that a channel's tables serve before the next channel's turn."""
 
@@ -188,7 +188,7 @@ def _escapes(data, at, stop, size, columns, tokens, out, apply):  # type: ignore
 
 @numba.njit(cache=True, nogil=True)
 def decode_layer(data, bodies, faults, first_channel, channels, dense, sparse, out):  # type: ignore[no-untyped-def]
-    """Decode one layer of many tiles into `out` int32 (tiles, tokens, channels of the scale), which is all zeros.
+    """Decode one layer of many tiles into its columns of `out` int32 (tiles, tokens, channels of the scale).
 
     Args:
         data: uint8, all payloads.
@@ -202,6 +202,8 @@ def decode_layer(data, bodies, faults, first_channel, channels, dense, sparse, o
     """
     tiles, tokens = out.shape[0], out.shape[1]
     size = channels * tokens
+    if len(dense.column) < channels:
+        out[:, :, first_channel : first_channel + channels] = 0
     coded = tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0)
     lanes = np.ones(tiles, np.int64)
     at = np.zeros(tiles, np.int64)
@@ -269,10 +271,10 @@ def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels
     serves several tiles before the next channel's does, and what they decode to is kept as one byte a symbol until
     the block's cache lines are written whole.
     """
-    tokens = out.shape[1]
+    tiles, tokens = out.shape[0], out.shape[1]
     order = _tiles_by_lanes(lanes, faults)
-    block = np.zeros((TOGETHER, tokens, BLOCK), np.uint8)
-    raw = np.zeros((TOGETHER, tokens if dense.shift.any() else 0, BLOCK), np.uint16)
+    block = np.zeros((min(TOGETHER, tiles), tokens, BLOCK), np.uint8)
+    raw = np.zeros((min(TOGETHER, tiles), tokens if dense.shift.any() else 0, BLOCK), np.uint16)
     last = 0
     while last < len(dense.column):
         first = last
@@ -515,7 +517,7 @@ def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out): 
 
 
 @numba.njit(cache=True, nogil=True)
-def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lowest, highest):  # type: ignore[no-untyped-def]
+def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lowest, highest, low, high):  # type: ignore[no-untyped-def]
     """One layer of many tiles.
 
     Args:
@@ -527,6 +529,8 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
         sparse: the sparse channels' tables (`payload.Sparse`).
         lowest: int32 (channels of the layer,), the least symbol that needs no escape.
         highest: int32 (channels of the layer,), the greatest one.
+        low: int32 (channels of the layer,), `lowest` in dense channels and 0 in all others.
+        high: int32 (channels of the layer,), `highest` in dense channels and 0 in all others.
 
     Returns:
         (all layers' bytes uint8 one after the other, their lengths int64 (tiles,)).
@@ -535,7 +539,8 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
     channels = len(lowest)
     lanes = 1 << lanes_log2 if len(dense.column) else 0
     coded = tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0)
-    escapes, escape_start = _find_escapes(symbols, first_channel, lowest, highest)
+    mark, mark_start = _find_marks(symbols, first_channel, low, high)
+    escapes, escape_start = _find_escapes(symbols, first_channel, lowest, highest, mark, mark_start)
     # A room for words, filled from its end: a word carries 16 bits, no symbol takes more than precision + shift.
     dense_bits = 0
     for j in range(len(dense.column)):
@@ -547,12 +552,12 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
     streams = np.empty(0, np.uint16)
     stream_start = np.zeros(tiles + 1, np.int64)
     if coded and len(sparse.column):
-        streams = _encode_sparse(symbols, first_channel, channels, sparse, stream_start)
+        streams = _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_start)
         for i in range(tiles):
             for lane in range(min(lanes, stream_start[i + 1] - stream_start[i])):
                 state[i, lane] |= np.uint32(streams[stream_start[i] + lane])
     if coded and lanes:
-        _encode_dense(symbols, first_channel, channels, dense, lanes, words, at, state)
+        _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_start, words, at, state)
     nowhere = np.zeros(1, np.uint8)
     sizes = np.zeros(tiles, np.int64)
     body = np.zeros(tiles, np.int64)
@@ -605,35 +610,76 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_escapes(symbols, first_channel, lowest, highest):  # type: ignore[no-untyped-def]
-    """Positions in their layer of the symbols without an entry, rising for each tile.
+def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-def]
+    """The symbols that need a look: those below `low` or above `high`, int32 (channels of the layer,) both.
+
+    One pass over each tile as it lies in memory; most rows of most blocks hold none.
 
     Returns:
-        (positions int64, where each tile's begin int64 (tiles + 1,)).
+        (their tokens int64, tile by tile and channel by channel and rising, where those of each tile and channel
+        begin int64 (tiles, channels + 1)).
+    """
+    tiles, tokens, channels = symbols.shape[0], symbols.shape[1], len(low)
+    mark = np.empty(64, np.int64)
+    start = np.zeros((tiles, channels + 1), np.int64)
+    found_token, found_channel = np.empty(64, np.int64), np.empty(64, np.int64)
+    total = 0
+    for i in range(tiles):
+        count = 0
+        for t in range(np.uint64(tokens)):
+            if count + channels > len(found_token):
+                more = len(found_token) + channels
+                found_token = np.concatenate((found_token, np.empty(more, np.int64)))
+                found_channel = np.concatenate((found_channel, np.empty(more, np.int64)))
+            row = symbols[i, t, first_channel : first_channel + channels]
+            for left in range(np.uint64(0), np.uint64(channels), np.uint64(BLOCK)):
+                right = min(left + np.uint64(BLOCK), np.uint64(channels))
+                if right - left == BLOCK:
+                    seen = np.int32(0)
+                    for n in range(np.uint64(BLOCK)):
+                        value = row[left + n]
+                        seen |= np.int32(value < low[left + n]) | np.int32(value > high[left + n])
+                    if not seen:
+                        continue
+                for c in range(left, right):
+                    if row[c] < low[c] or row[c] > high[c]:
+                        found_token[count] = t
+                        found_channel[count] = c
+                        start[i, c + np.uint64(1)] += 1
+                        count += 1
+        start[i, 0] = total
+        for c in range(channels):
+            start[i, c + 1] += start[i, c]
+        if total + count > len(mark):
+            mark = np.concatenate((mark, np.empty(total + 2 * count, np.int64)))
+        place = start[i].copy()
+        for n in range(count):
+            mark[place[found_channel[n]]] = found_token[n]
+            place[found_channel[n]] += 1
+        total += count
+    return mark[:total], start
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_escapes(symbols, first_channel, lowest, highest, mark, mark_start):  # type: ignore[no-untyped-def]
+    """Positions in their layer of the symbols without an entry, among those with a mark.
+
+    Returns:
+        (positions int64, rising for each tile, where each tile's begin int64 (tiles + 1,)).
     """
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    channels = np.uint64(len(lowest))
-    first = np.uint64(first_channel)
-    found = np.empty(16, np.int64)
+    position = np.empty(len(mark), np.int64)
     start = np.zeros(tiles + 1, np.int64)
     count = 0
     for i in range(tiles):
-        for t in range(tokens):
-            row = symbols[i, t]
-            outside = np.int32(0)
-            for c in range(channels):
-                outside |= np.int32(row[first + c] < lowest[c]) | np.int32(row[first + c] > highest[c])
-            if outside:
-                if count + len(lowest) > len(found):
-                    found = np.concatenate((found, np.empty(len(found) + len(lowest), np.int64)))
-                for c in range(len(lowest)):
-                    value = row[first_channel + c]
-                    if value < lowest[c] or value > highest[c]:
-                        found[count] = c * tokens + t
-                        count += 1
-        found[start[i] : count].sort()
+        for c in range(len(lowest)):
+            for n in range(mark_start[i, c], mark_start[i, c + 1]):
+                value = symbols[i, mark[n], first_channel + c]
+                if value < lowest[c] or value > highest[c]:
+                    position[count] = c * tokens + mark[n]
+                    count += 1
         start[i + 1] = count
-    return found[:count], start
+    return position[:count], start
 
 
 @numba.njit(cache=True, nogil=True)
@@ -661,24 +707,29 @@ def _put_escapes(tile, first_channel, positions, out, at):  # type: ignore[no-un
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode_dense(symbols, first_channel, channels, dense, lanes, words, at, state):  # type: ignore[no-untyped-def]
+def _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_start, words, at, state):  # type: ignore[no-untyped-def]
     """The dense channels of many tiles, backwards, into `words` from its end; blocks as in `_decode_dense`."""
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    block = np.zeros((TOGETHER, tokens, BLOCK), np.uint8)
+    block = np.zeros((min(TOGETHER, tiles), tokens, BLOCK), np.uint8)
     first = len(dense.column)
     while first > 0:
         last = first
         left, right = _block(dense.column[last - 1], first_channel, channels)
         while first > 0 and dense.column[first - 1] >= left:
             first -= 1
-        offset, top = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
+        offset = np.zeros(BLOCK, np.int32)
         for j in range(first, last):
             offset[dense.column[j] - left] = dense.offset[j]
-            top[dense.column[j] - left] = dense.start[j + 1] - dense.start[j] - 1
         for begin in range(0, tiles, TOGETHER):
             end = min(begin + TOGETHER, tiles)
             for i in range(begin, end):
-                _read_block(block[i - begin], offset, top, symbols[i], left, right)
+                _read_block(block[i - begin], offset, symbols[i], left, right)
+                for j in range(first, last):  # what has no entry gets the nearest one's
+                    column = dense.column[j]
+                    for n in range(mark_start[i, column - first_channel], mark_start[i, column - first_channel + 1]):
+                        above = symbols[i, mark[n], column] > dense.offset[j]
+                        top = np.uint8(dense.start[j + 1] - dense.start[j] - 1)
+                        block[i - begin, mark[n], column - left] = top if above else np.uint8(0)
             for j in range(last - 1, first - 1, -1):
                 plain = dense.precision == 12 and dense.shift[j] == 0
                 column = dense.column[j] - left
@@ -696,19 +747,17 @@ def _encode_dense(symbols, first_channel, channels, dense, lanes, words, at, sta
 
 
 @numba.njit(cache=True, nogil=True)
-def _read_block(block, offset, top, tile, left, right):  # type: ignore[no-untyped-def]
-    """Columns [left, right) of a tile as entries uint8 (tokens, BLOCK), the nearest one for symbols without one."""
+def _read_block(block, offset, tile, left, right):  # type: ignore[no-untyped-def]
+    """Columns [left, right) of a tile as entries uint8 (tokens, BLOCK); nonsense for symbols without an entry."""
     begin = np.uint64(left)
     if right - left == BLOCK:
         for t in range(np.uint64(block.shape[0])):
             for c in range(np.uint64(BLOCK)):
-                symbol = min(max(tile[t, begin + c], offset[c]), offset[c] + top[c])
-                block[t, c] = np.uint8(symbol - offset[c])
+                block[t, c] = np.uint8(tile[t, begin + c] - offset[c])
         return
     for t in range(np.uint64(block.shape[0])):
         for c in range(np.uint64(right - left)):
-            symbol = min(max(tile[t, begin + c], offset[c]), offset[c] + top[c])
-            block[t, c] = np.uint8(symbol - offset[c])
+            block[t, c] = np.uint8(tile[t, begin + c] - offset[c])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -804,29 +853,14 @@ def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[n
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_nonzero(columns, wanted, position, found):  # type: ignore[no-untyped-def]
-    """Tokens at which each of at most BLOCK columns (tokens, columns) is not 0, where `wanted` is -1 and not 0."""
-    found[:] = 0
-    width = np.uint64(len(wanted))
-    for t in range(np.uint64(columns.shape[0])):
-        seen = np.int32(0)
-        for c in range(width):
-            seen |= columns[t, c] & wanted[c]
-        if seen:
-            for c in range(width):
-                if columns[t, c] & wanted[c]:
-                    position[c, found[c]] = t
-                    found[c] += 1
+def _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_start):  # type: ignore[no-untyped-def]
+    """The sparse channels' words of many tiles one after the other; fills `stream_start` int64 (tiles + 1,).
 
-
-@numba.njit(cache=True, nogil=True)
-def _encode_sparse(symbols, first_channel, channels, sparse, stream_start):  # type: ignore[no-untyped-def]
-    """The sparse channels' words of many tiles one after the other; fills `stream_start` int64 (tiles + 1,)."""
+    In sparse channels every symbol but 0 has a mark.
+    """
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    position = np.empty((BLOCK, tokens + 1), np.int64)
-    found = np.empty(BLOCK, np.int64)
-    step_low = np.empty(2 * tokens, np.uint32)
-    step_frequency = np.empty(2 * tokens, np.uint32)
+    step_low = np.empty(2 * tokens + 1, np.uint32)
+    step_frequency = np.empty(2 * tokens + 1, np.uint32)
     room = 64
     words = np.empty(room, np.uint16)
     streams = np.empty(0, np.uint16)
@@ -834,54 +868,44 @@ def _encode_sparse(symbols, first_channel, channels, sparse, stream_start):  # t
     for i in range(tiles):
         x = np.uint64(LOWER)
         count = 0  # words of this tile, the last one first
-        first = len(sparse.column)
-        while first > 0:
-            last = first
-            left, right = _block(sparse.column[last - 1], first_channel, channels)
-            while first > 0 and sparse.column[first - 1] >= left:
-                first -= 1
-            wanted = np.zeros(right - left, np.int32)
-            for j in range(first, last):
-                wanted[sparse.column[j] - left] = -1
-            _find_nonzero(symbols[i, :, left:right], wanted, position, found)
-            for j in range(last - 1, first - 1, -1):
-                runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
-                values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
-                column = sparse.column[j] - left
-                longest = len(runs) - 2
-                steps = 0
-                t = 0
-                position[column, found[column]] = tokens
-                for n in range(found[column] + 1):
-                    run = position[column, n] - t
-                    while run >= longest or (run and t + run == tokens):
-                        zeros = min(run, longest)
-                        step_low[steps] = runs[zeros]
-                        step_frequency[steps] = np.uint32(1 << RUN_BITS) - runs[zeros]
-                        steps += 1
-                        run -= zeros
-                        t += zeros
-                    if t == tokens:
-                        break
-                    step_low[steps] = runs[run]
-                    step_frequency[steps] = runs[run + 1] - runs[run]
-                    index = np.int64(symbols[i, t + run, sparse.column[j]]) - np.int64(sparse.offset[j])
-                    index = min(max(index, np.int64(0)), np.int64(len(values) - 2))
-                    step_low[steps + 1] = values[index]
-                    step_frequency[steps + 1] = values[index + 1] - values[index]
-                    steps += 2
-                    t += run + 1
-                if count + steps + 2 > room:
-                    room = 2 * room + steps
-                    words = np.concatenate((words, np.empty(room - len(words), np.uint16)))
-                for n in range(steps - 1, -1, -1):
-                    frequency = np.uint64(step_frequency[n])
-                    if x >= frequency << np.uint64(32 - RUN_BITS):
-                        words[count] = np.uint16(x & np.uint64(0xFFFF))
-                        count += 1
-                        x >>= np.uint64(16)
-                    quotient = x // frequency
-                    x = (quotient << np.uint64(RUN_BITS)) + (x - quotient * frequency) + np.uint64(step_low[n])
+        for j in range(len(sparse.column) - 1, -1, -1):
+            column = sparse.column[j]
+            runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
+            values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
+            longest = len(runs) - 2
+            steps = 0
+            t = 0
+            last = mark_start[i, column - first_channel + 1]
+            for n in range(mark_start[i, column - first_channel], last + 1):
+                run = (mark[n] if n < last else tokens) - t
+                while run >= longest or (run and n == last):
+                    zeros = min(run, longest)
+                    step_low[steps] = runs[zeros]
+                    step_frequency[steps] = np.uint32(1 << RUN_BITS) - runs[zeros]
+                    steps += 1
+                    run -= zeros
+                    t += zeros
+                if n == last:
+                    break
+                step_low[steps] = runs[run]
+                step_frequency[steps] = runs[run + 1] - runs[run]
+                index = np.int64(symbols[i, t + run, column]) - np.int64(sparse.offset[j])
+                index = min(max(index, np.int64(0)), np.int64(len(values) - 2))
+                step_low[steps + 1] = values[index]
+                step_frequency[steps + 1] = values[index + 1] - values[index]
+                steps += 2
+                t += run + 1
+            if count + steps + 2 > room:
+                room = 2 * room + steps
+                words = np.concatenate((words, np.empty(room - len(words), np.uint16)))
+            for n in range(steps - 1, -1, -1):
+                frequency = np.uint64(step_frequency[n])
+                if x >= frequency << np.uint64(32 - RUN_BITS):
+                    words[count] = np.uint16(x & np.uint64(0xFFFF))
+                    count += 1
+                    x >>= np.uint64(16)
+                quotient = np.uint64(np.uint32(x) // np.uint32(frequency))
+                x = (quotient << np.uint64(RUN_BITS)) + (x - quotient * frequency) + np.uint64(step_low[n])
         words[count] = np.uint16(x & np.uint64(0xFFFF))
         words[count + 1] = np.uint16(x >> np.uint64(16))
         count += 2
