@@ -3,34 +3,17 @@
 Exit codes: 0 done; 1 a typed error, one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C.
 """
 
-import json
-import math
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
-from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError
+from nec_ray.printing import NOTES, Format, number, print_facts, print_result, print_rows, progress_bar, say_unless
 
 
 class _Stopped(Exception):
@@ -56,9 +39,8 @@ app = typer.Typer(
 )
 tiles_app = typer.Typer(no_args_is_help=True, help="Tile catalogs: where each tile's pixels are.")
 app.add_typer(tiles_app, name="tiles")
-
-_notes = Console(stderr=True, highlight=False, soft_wrap=True)
-_out = Console(highlight=False, soft_wrap=True)
+bench_app = typer.Typer(no_args_is_help=True, help="Figures measured side by side with the alternatives, in one run.")
+app.add_typer(bench_app, name="bench")
 
 
 def _local(given: str | Path) -> Path:
@@ -73,15 +55,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Where = Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")]
 Layers = Annotated[int | None, typer.Option(help="Only the first layers of each payload.", min=1)]
 AtVersion = Annotated[str | None, typer.Option("--version", help="Number of a version, or a time with its zone.")]
-
-
-class Format(StrEnum):
-    """How a query's result is printed."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    parquet = "parquet"
 
 
 class DecoderLayer(StrEnum):
@@ -103,9 +76,9 @@ def demo(
     """The whole road on the built-in real scene, with pictures; a second run goes on where the first stopped."""
     from nec_ray.runtime.demo import run_demo
 
-    summary = run_demo(out, restart=restart, say=_say(as_json))
+    summary = run_demo(out, restart=restart, say=say_unless(as_json))
     if as_json:
-        _print(summary, as_json)
+        print_facts(summary, as_json)
 
 
 @tiles_app.command("build")
@@ -133,7 +106,7 @@ def tiles_build(
     """Build a tile catalog."""
     from nec_ray.tiles import build_catalog, write_catalog
 
-    with _bar("reading tiles", as_json) as advance:
+    with progress_bar("reading tiles", as_json) as advance:
         catalog = build_catalog(
             source,
             tile_size=tile_size,
@@ -147,7 +120,7 @@ def tiles_build(
         )
     write_catalog(catalog, out)
     labels = catalog.table["label"].combine_chunks().drop_null().unique()
-    _print({"catalog": out, "tiles": len(catalog), "classes": len(labels)}, as_json)
+    print_facts({"catalog": out, "tiles": len(catalog), "classes": len(labels)}, as_json)
 
 
 @app.command()
@@ -170,14 +143,14 @@ def train(
     from nec_ray.runtime.train import train as run
 
     parsed = read_recipe(recipe, set_ or [])
-    folder = run(parsed, out, restart=restart, progress=_say(as_json))
+    folder = run(parsed, out, restart=restart, progress=say_unless(as_json))
     codec = load_codec(folder)
     facts = {
         "codec": str(folder),
         "codec_id": codec.id,
         "bits_per_symbol": codec.spec.lineage.bits_per_symbol,
     }
-    _print(facts, as_json)
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -209,9 +182,9 @@ def encode(
             "to_encode": todo.todo,
             "shards": todo.shards_todo,
         }
-        _print(facts, as_json)
+        print_facts(facts, as_json)
         return
-    with _bar("encoding tiles", as_json) as advance:
+    with progress_bar("encoding tiles", as_json) as advance:
         account = run(
             catalog,
             archive,
@@ -222,7 +195,7 @@ def encode(
             retry_failed=retry_failed,
             progress=lambda done, todo, _: advance(done, todo),
         )
-    _print(account.to_dict(), as_json, account.lines())
+    print_facts(account.to_dict(), as_json, account.lines())
 
 
 @app.command()
@@ -236,16 +209,7 @@ def query(
     from nec_ray.archive import open_archive
 
     result = open_archive(archive, version).sql(sql).to_arrow_table()
-    result = result.rename_columns(_distinct(result.column_names))
-    if format_ is Format.table:
-        _out.print(_as_table(result.slice(0, _ROWS_SHOWN)))
-        if result.num_rows > _ROWS_SHOWN:
-            _notes.print(f"{_ROWS_SHOWN} of {result.num_rows:,} rows; --format csv prints all")
-    elif format_ is Format.json:
-        for row in result.to_pylist():
-            sys.stdout.write(_json(row) + "\n")
-    else:
-        _write_binary(result, format_)
+    print_result(result, format_)
 
 
 @app.command()
@@ -273,7 +237,7 @@ def pull(
         "payload_bytes": int(pulled.n_bytes.sum()),
         "encoder_id": pulled.encoder_id,
     }
-    _print(facts, as_json)
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -297,7 +261,7 @@ def head(
     from nec_ray.archive import open_archive
     from nec_ray.evaluate import train_head_on_archive
 
-    with _bar("training the head", as_json) as advance:
+    with progress_bar("training the head", as_json) as advance:
         metrics = train_head_on_archive(
             open_archive(archive),
             labels,
@@ -310,10 +274,10 @@ def head(
             progress=advance,
         )
     shown = ("accuracy", "majority", "tiles", "train_tiles", "test_tiles", "bytes_per_tile")
-    _print(
+    print_facts(
         metrics,
         as_json,
-        [f"{key.replace('_', ' ')}: {_number(metrics[key])}" for key in shown] + [f"results: {out}"],
+        [f"{key.replace('_', ' ')}: {number(metrics[key])}" for key in shown] + [f"results: {out}"],
     )
 
 
@@ -329,136 +293,26 @@ def predict(
     from nec_ray.archive import open_archive
     from nec_ray.evaluate import predict as run
 
-    with _bar("predicting", as_json) as advance:
+    with progress_bar("predicting", as_json) as advance:
         table = run(open_archive(archive), head_dir, where, out, progress=advance)
-    _print({"out": str(out), "tiles": table.num_rows}, as_json)
+    print_facts({"out": str(out), "tiles": table.num_rows}, as_json)
 
 
-_ROWS_SHOWN = 40
-_CELL = 120
-_SECONDS_BETWEEN_LINES = 10.0
+@bench_app.command("codec")
+def bench_codec(
+    codec: Annotated[str | None, typer.Option(help="Real symbols and tables: a codec directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Speed and size of the entropy coder beside CompressAI's and constriction's, on one core, then on all."""
+    from nec_ray.codec import load_codec
+    from nec_ray.evaluate.bench_codec import bench_codec as run
 
-
-def _say(quiet: bool) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        if not quiet:
-            _notes.print(text, markup=False)
-
-    return say
-
-
-@contextmanager
-def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, or a line now and then where that is no terminal; called with (done, total)."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    if not _notes.is_terminal:
-        said = time.monotonic()
-
-        def say(done: int, total: int) -> None:
-            nonlocal said
-            if not quiet and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                _notes.print(f"{what}: {done:,} of {total:,}")
-
-        yield say
-        return
-    with Progress(*columns, console=_notes, disable=quiet) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _print(facts: dict[str, Any], as_json: bool, lines: list[str] | None = None) -> None:
+    report = run(load_codec(codec) if codec else None, say=say_unless(as_json))
     if as_json:
-        sys.stdout.write(_json(facts) + "\n")
+        print_facts(report, as_json)
         return
-    for line in lines or [f"{key.replace('_', ' ')}: {_number(value)}" for key, value in facts.items()]:
-        _out.print(line, markup=False)
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Decimal):  # DuckDB's sums of integers
-        return int(value) if value == value.to_integral_value() else float(value)
-    return str(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_finite(value), default=_plain, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Column names, the second of one name with _2 and so on: a join gives doubled ones."""
-    seen: Counter[str] = Counter()
-    distinct = []
-    for name in names:
-        seen[name] += 1
-        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return distinct
-
-
-def _as_table(rows: Any) -> Table:
-    table = Table(show_lines=False)
-    for name in rows.column_names:
-        table.add_column(Text(name), overflow="fold", min_width=min(8, len(name)))
-    for row in rows.to_pylist():
-        table.add_row(
-            *(Text(cell if len(cell) <= _CELL else f"{cell[: _CELL - 3]}...") for cell in _cells(row.values()))
-        )
-    return table
-
-
-def _cells(values: Iterable[Any]) -> Iterator[str]:
-    for value in values:
-        if value is None:
-            yield ""
-        else:
-            yield _json(value) if isinstance(value, dict | list) else str(_plain(value))
-
-
-def _write_binary(result: Any, format_: Format) -> None:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    sink = pa.PythonFile(sys.stdout.buffer, mode="w")
-    if format_ is Format.csv:
-        texts = {}
-        for field in result.schema:  # CSV has no nested values: they stand as JSON, bytes as hexadecimal digits
-            simple = pa.types.is_primitive(field.type) or pa.types.is_string(field.type)
-            values = result[field.name]
-            if not simple or pa.types.is_interval(field.type):
-                cells = _cells(values.to_pylist())
-                values = pa.array([cell or None for cell in cells], pa.string())
-            texts[field.name] = values
-        pyarrow.csv.write_csv(pa.table(texts), sink)
-    elif sys.stdout.isatty():
-        raise InputError("Parquet is no text; send it to a file: nec query ... --format parquet > result.parquet")
-    else:
-        pyarrow.parquet.write_table(result, sink)
+    print_facts(report["machine"], as_json)
+    print_rows(report["rows"])
 
 
 def main() -> None:
@@ -475,7 +329,7 @@ def main() -> None:
             str(MissingDependency(f"this command needs {error.name}; install it with pip install 'nec-ray[{extra}]'"))
         )
     except _Stopped as stop:
-        _notes.print(f"nec: {stop}", markup=False)
+        NOTES.print(f"nec: {stop}", markup=False)
         code = 130
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has enough
@@ -503,5 +357,5 @@ _EXTRAS = {
 
 
 def _fail(message: str) -> int:
-    _notes.print(f"nec: error: {' '.join(message.split())}", markup=False, style="red" if _notes.is_terminal else None)
+    NOTES.print(f"nec: error: {' '.join(message.split())}", markup=False, style="red" if NOTES.is_terminal else None)
     return 1

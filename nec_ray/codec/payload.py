@@ -20,6 +20,8 @@ Result = TypeVar("Result")
 
 _GROUP_SYMBOLS = 1 << 20
 """Symbols that one call of a kernel works on: enough tiles to share a channel's table, few enough for its memory."""
+_THREAD_SYMBOLS = 1 << 16
+"""Symbols below which another thread is not worth its start."""
 _LANE_BYTES = 2000
 """Expected bytes of the dense channels for each lane: a lane costs up to three, at most 0.15% of a payload."""
 
@@ -266,7 +268,11 @@ class PayloadCoder:
                 raise ValueError(f"the codec declares at most {tokens[part]} tokens a tile, not {array.shape[1]}")
             if len(array) != len(given[0]):
                 raise ValueError("the arrays of symbols must be of the same tiles")
-        return [np.ascontiguousarray(array) for array in given]
+        # Of one kind whatever is given, since numba compiles anew for each: aligned, contiguous, read-only.
+        views = [np.require(array, requirements=["C", "A"]).view() for array in given]
+        for view in views:
+            view.flags.writeable = False
+        return views
 
     def _open(
         self,
@@ -290,7 +296,7 @@ class PayloadCoder:
 
     def _groups(self, tiles: int, threads: int | None) -> list[slice]:
         symbols = sum(layer.tokens * layer.channels for layer in self._layers)
-        size = max(1, min(_GROUP_SYMBOLS // symbols, -(-tiles // _threads(threads))))
+        size = max(1, _THREAD_SYMBOLS // symbols, min(_GROUP_SYMBOLS // symbols, -(-tiles // _threads(threads))))
         return [slice(start, min(start + size, tiles)) for start in range(0, tiles, size)]
 
 

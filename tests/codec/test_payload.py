@@ -1,6 +1,8 @@
 """Payloads against an obvious Python encoder and the decoder in schemas/, under random tables and symbols."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from tests.codec.make import SCALES, laplacian_pmf, laplacian_symbols, laplacian
 from tests.codec.slow_rans import encode_layer, payload_decoder
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def two_layers(tokens: int) -> list[LayerSpec]:
@@ -233,6 +236,36 @@ def test_a_list_of_payloads_and_a_slice_of_them_are_payloads_too() -> None:
     # Strided and big-endian arrays are coded like their values.
     assert list(coder.compress(np.asfortranarray(symbols))) == list(payloads)
     assert [len(p) for p in payloads] == payloads.length.tolist()
+
+
+_FIRST_CALL = """
+import numpy as np
+from nec_ray.codec import LayerSpec, PayloadCoder, rans
+from tests.codec.make import SCALES, laplacian_symbols, laplacian_tables
+
+coder = PayloadCoder(laplacian_tables(SCALES), [LayerSpec(channels=24, tokens=9)])
+symbols = laplacian_symbols(np.random.default_rng(0), SCALES, 4, 9)
+frozen = symbols[::2].copy()
+frozen.flags.writeable = False
+payloads = coder.compress(symbols)
+kinds = [payloads, list(payloads), payloads[1:]]
+assert [len(coder.decompress(kind)[0]) for kind in kinds] == [4, 4, 3]
+for given in (frozen, symbols[::2], np.asfortranarray(symbols)[::2]):
+    assert list(coder.compress(given)) == list(payloads)[::2]
+for kernel in (rans.encode_layer, rans.decode_layer, rans.open_layers):
+    assert len(kernel.signatures) == 1, kernel
+    assert not kernel.stats.cache_misses, kernel
+"""
+
+
+def test_a_new_process_compiles_nothing_whatever_arrays_it_is_given() -> None:
+    """One compiled kernel serves read-only, strided and sliced arrays, and it comes from numba's cache."""
+    for attempt in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", _FIRST_CALL], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if attempt:  # the first one may have had to fill the cache
+            assert done.returncode == 0, done.stderr
 
 
 def test_golden_payloads_of_format_1() -> None:
