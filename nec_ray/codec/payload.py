@@ -87,7 +87,10 @@ class Dense(NamedTuple):
     slot: npt.NDArray[np.uint8]
     """(channels, 4096): the entry that a slot's upper 12 bits lead to, or one of the few before it."""
     entry: npt.NDArray[np.uint32]
-    """Of all entries: cumulative frequency in the low 16 bits, frequency - 1 in the high ones."""
+    """Of all entries: cumulative frequency in the low 16 bits, frequency in the high ones (2**16 as 0)."""
+    encoding: npt.NDArray[np.uint64]
+    """The same for the encoder at 12 bits: cumulative frequency in bits 0 to 15, 4096 - frequency in bits 16 to 31,
+    and above them the greatest state that needs no word written first."""
     reciprocal: npt.NDArray[np.uint64]
     """Of all entries: 2**44 / frequency, rounded up; what frequencies of 12 bits are divided by."""
     start: npt.NDArray[np.int64]
@@ -331,7 +334,9 @@ def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: 
             column=dense - rows.start + first,
             precision=tables.precision,
             slot=slot,
-            entry=(below | (frequency - 1) << 16).astype(np.uint32),
+            entry=(below | frequency << 16).astype(np.uint32),
+            encoding=(below | np.maximum(4096 - frequency, 0) << 16).astype(np.uint64)
+            | ((frequency << 20) - 1).astype(np.uint64) << np.uint64(32),
             reciprocal=(-(-(1 << 44) // np.maximum(frequency, 1))).astype(np.uint64),
             start=entry_start,
             offset=tables.offset[dense],

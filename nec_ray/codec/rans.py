@@ -356,7 +356,7 @@ def _pull(x, pointer, words, slots, entries, base):  # type: ignore[no-untyped-d
     part = x & np.uint64(4095)
     k = slots[part]
     e = np.uint64(entries[base + np.uint64(k)])
-    x = ((e >> np.uint64(16)) + np.uint64(1)) * (x >> np.uint64(12)) + part - (e & np.uint64(0xFFFF))
+    x = (e >> np.uint64(16)) * (x >> np.uint64(12)) + part - (e & np.uint64(0xFFFF))
     refill = (x << np.uint64(16)) | np.uint64(words[pointer])
     short = x < np.uint64(LOWER)
     return refill if short else x, pointer + np.uint64(short), k
@@ -410,6 +410,13 @@ def _decode_four_lanes(words, at, states, lanes, j, dense, block, column):  # ty
 
 
 @numba.njit(cache=True, nogil=True)
+def _split(entry):  # type: ignore[no-untyped-def]
+    """(cumulative frequency, frequency) of an entry of `Dense.entry`; only 2**16 does not fit and stands there as 0."""
+    frequency = np.uint64(entry >> np.uint32(16))
+    return np.uint64(entry & np.uint32(0xFFFF)), frequency if frequency else np.uint64(1 << 16)
+
+
+@numba.njit(cache=True, nogil=True)
 def _decode_channel(words, at, states, lanes, j, dense, block, raw, column):  # type: ignore[no-untyped-def]
     """One channel of one tile, of any precision, lanes and raw bits; where its words go on."""
     slots, base = dense.slot[j], np.uint64(dense.start[j])
@@ -424,11 +431,11 @@ def _decode_channel(words, at, states, lanes, j, dense, block, raw, column):  # 
         x = np.uint64(states[lane])
         part = x & mask
         k = slots[part >> coarse]
-        e = np.uint64(dense.entry[base + np.uint64(k)])
-        while part > (e & np.uint64(0xFFFF)) + (e >> np.uint64(16)):
+        below, frequency = _split(dense.entry[base + np.uint64(k)])
+        while part >= below + frequency:
             k += np.uint8(1)
-            e = np.uint64(dense.entry[base + np.uint64(k)])
-        x = ((e >> np.uint64(16)) + np.uint64(1)) * (x >> bits) + part - (e & np.uint64(0xFFFF))
+            below, frequency = _split(dense.entry[base + np.uint64(k)])
+        x = frequency * (x >> bits) + part - below
         if x < np.uint64(LOWER):
             x = (x << np.uint64(16)) | np.uint64(words[pointer])
             pointer += np.uint64(1)
@@ -762,22 +769,21 @@ def _read_block(block, offset, tile, left, right):  # type: ignore[no-untyped-de
 
 @numba.njit(cache=True, nogil=True)
 def _push(x, pointer, words, entry, reciprocal):  # type: ignore[no-untyped-def]
-    """One encoding step at 12 bits: the state and the pointer after it."""
-    e = np.uint64(entry)
-    frequency = (e >> np.uint64(16)) + np.uint64(1)
+    """One encoding step at 12 bits, by an entry of `Dense.encoding`: the state and the pointer after it."""
     words[pointer - np.uint64(1)] = x  # counts only if the pointer moves over it
-    short = np.uint64(x >= frequency << np.uint64(20))
+    short = np.uint64(x > entry >> np.uint64(32))
     x >>= short << np.uint64(4)  # a shift, for a branch would be mispredicted at every other word
     # x // frequency, exactly: x < frequency << 20, see schemas/payload.md.
     quotient = (x * reciprocal) >> np.uint64(44)
-    return x + quotient * (np.uint64(4096) - frequency) + (e & np.uint64(0xFFFF)), pointer - short
+    x += quotient * (entry >> np.uint64(16) & np.uint64(0xFFFF)) + (entry & np.uint64(0xFFFF))
+    return x, pointer - short
 
 
 @numba.njit(cache=True, nogil=True)
 def _encode_four_tiles(words, at, state, i, j, dense, block, column):  # type: ignore[no-untyped-def]
     """One channel of four tiles of one lane each, at 12 bits."""
     base, c = np.uint64(dense.start[j]), np.uint64(column)
-    entry, reciprocal = dense.entry, dense.reciprocal
+    entry, reciprocal = dense.encoding, dense.reciprocal
     w0, w1, w2, w3 = words[i], words[i + 1], words[i + 2], words[i + 3]
     p0, p1, p2, p3 = np.uint64(at[i]), np.uint64(at[i + 1]), np.uint64(at[i + 2]), np.uint64(at[i + 3])
     x0, x1 = np.uint64(state[i, 0]), np.uint64(state[i + 1, 0])
@@ -800,7 +806,7 @@ def _encode_four_tiles(words, at, state, i, j, dense, block, column):  # type: i
 def _encode_four_lanes(words, at, states, lanes, j, dense, block, column):  # type: ignore[no-untyped-def]
     """One channel of one tile of at least four lanes, at 12 bits; where the next word goes before."""
     base, c = np.uint64(dense.start[j]), np.uint64(column)
-    entry, reciprocal = dense.entry, dense.reciprocal
+    entry, reciprocal = dense.encoding, dense.reciprocal
     lane_mask = np.uint64(lanes - 1)
     pointer = np.uint64(at)
     one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
@@ -842,13 +848,13 @@ def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[n
             x >>= np.uint64(16)
         x = (x << np.uint64(raw_bits)) | np.uint64(index & ((1 << raw_bits) - 1))
         k = base + (index >> raw_bits)
-        below, frequency = dense.entry[k] & np.uint32(0xFFFF), np.uint64(dense.entry[k] >> np.uint32(16)) + np.uint64(1)
+        below, frequency = _split(dense.entry[k])
         if x >= frequency << (np.uint64(32) - bits):
             pointer -= np.uint64(1)
             words[pointer] = x
             x >>= np.uint64(16)
         quotient = x // frequency
-        states[t & (lanes - 1)] = (quotient << bits) + (x - quotient * frequency) + np.uint64(below)
+        states[t & (lanes - 1)] = (quotient << bits) + (x - quotient * frequency) + below
     return np.int64(pointer)
 
 
