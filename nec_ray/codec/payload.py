@@ -286,6 +286,10 @@ class PayloadCoder:
         threads: int | None,
     ) -> None:
         """Check frames and heads of the wanted layers and fill `bodies` int64 (layers, tiles, 5)."""
+        if len(given) and (
+            given.start.min() < 0 or given.length.min() < 0 or (given.start + given.length).max() > len(given.data)
+        ):
+            raise ValueError("payloads that do not lie in their buffer")
 
         def check(group: slice) -> None:
             begin, end = given.start[group], (given.start + given.length)[group]

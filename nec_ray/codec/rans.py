@@ -273,8 +273,9 @@ def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels
     """
     tiles, tokens = out.shape[0], out.shape[1]
     order = _tiles_by_lanes(lanes, faults)
-    block = np.zeros((min(TOGETHER, tiles), tokens, BLOCK), np.uint8)
-    raw = np.zeros((min(TOGETHER, tiles), tokens if dense.shift.any() else 0, BLOCK), np.uint16)
+    width = min(BLOCK, channels)
+    block = np.zeros((min(TOGETHER, tiles), tokens, width), np.uint8)
+    raw = np.zeros((min(TOGETHER, tiles), tokens if dense.shift.any() else 0, width), np.uint16)
     last = 0
     while last < len(dense.column):
         first = last
@@ -548,11 +549,10 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
     coded = tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0)
     mark, mark_start = _find_marks(symbols, first_channel, low, high)
     escapes, escape_start = _find_escapes(symbols, first_channel, lowest, highest, mark, mark_start)
-    # A room for words, filled from its end: a word carries 16 bits, no symbol takes more than precision + shift.
-    dense_bits = 0
+    # A room for words, filled from its end. A step writes at most one; the fast ones write ahead by one.
+    dense_room = 1
     for j in range(len(dense.column)):
-        dense_bits += dense.precision + np.int64(dense.shift[j])
-    dense_room = dense_bits * tokens // 16 + 2 * lanes + 2 if coded else 0
+        dense_room += tokens * (1 + np.int64(dense.shift[j] > 0))
     words = np.empty((tiles, dense_room), np.uint16)
     state = np.full((tiles, 1 << MAX_LANES_LOG2), LOWER, np.uint32)
     at = np.full(tiles, dense_room, np.int64)
@@ -717,7 +717,7 @@ def _put_escapes(tile, first_channel, positions, out, at):  # type: ignore[no-un
 def _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_start, words, at, state):  # type: ignore[no-untyped-def]
     """The dense channels of many tiles, backwards, into `words` from its end; blocks as in `_decode_dense`."""
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    block = np.zeros((min(TOGETHER, tiles), tokens, BLOCK), np.uint8)
+    block = np.zeros((min(TOGETHER, tiles), tokens, min(BLOCK, channels)), np.uint8)
     first = len(dense.column)
     while first > 0:
         last = first

@@ -173,21 +173,21 @@ def _fault(tables: EntropyTables) -> str | None:
             return f"{name} is not cut into tables"
         if np.any(lengths > MAX_ENTRIES + 1):
             return f"a table of {name} has more than {MAX_ENTRIES} entries"
-    if np.any(t.sparse & t.dead):
-        return "a channel has runs but no symbols"
     ends = t.offset.astype(np.int64) + np.diff(t.start) - 1
-    if np.any(t.sparse & ((t.offset > 0) | (ends <= 0))):
-        return "a sparse channel's table does not hold 0"
-    if np.any(t.shift > np.where(t.sparse | t.dead, 0, MAX_SHIFT)):
-        return f"a channel has more raw bits than {MAX_SHIFT}, or raw bits and no entry for each symbol"
-    if not np.all(np.isfinite(t.median)):
-        return "a median is not a number"
-    if np.any(np.abs(t.offset.astype(np.int64)) > 1 << 30):
-        return "an offset is out of range"
     totals = np.where(t.sparse, 1 << RUN_PRECISION, 1 << t.precision)
-    if not _rises(t.cdf, t.start, totals) or not _rises(t.run_cdf, t.run_start, totals):
-        return "a cumulative table does not rise from 0 to its sum"
-    return None
+    rules = {
+        "a channel has runs but no symbols": not np.any(t.sparse & t.dead),
+        "a run table has a single entry, so that its runs are all of no zeros": not np.any(np.diff(t.run_start) == 2),
+        "a sparse channel's table does not hold 0": not np.any(t.sparse & ((t.offset > 0) | (ends <= 0))),
+        f"a channel has more raw bits than {MAX_SHIFT}, or some that is not dense": not np.any(
+            t.shift > np.where(t.sparse | t.dead, 0, MAX_SHIFT)
+        ),
+        "a median is not a number": bool(np.all(np.isfinite(t.median))),
+        "an offset is out of range": not np.any(np.abs(t.offset.astype(np.int64)) > 1 << 30),
+        "a cumulative table does not rise from 0 to its sum": _rises(t.cdf, t.start, totals)
+        and _rises(t.run_cdf, t.run_start, totals),
+    }
+    return next((fault for fault, holds in rules.items() if not holds), None)
 
 
 def _rises(cdf: npt.NDArray[np.uint32], start: npt.NDArray[np.int64], totals: npt.NDArray[np.int64]) -> bool:

@@ -150,6 +150,30 @@ def test_tiles_of_no_one_and_very_many_tokens() -> None:
                 assert np.array_equal(decoded.reshape(tile.shape), tile)
 
 
+@pytest.mark.parametrize("precision", [12, 14, 16])
+@pytest.mark.parametrize("shift", [0, 3, 16])
+def test_the_dearest_symbols_fit_in_the_room_for_their_words(precision: int, shift: int) -> None:
+    """Rare symbols only: the state grows a little more than the frequencies say at each of many steps."""
+    total = 1 << precision
+    cdf = np.array([0, total - 1, total], np.uint32)
+    tables = EntropyTables(
+        precision=precision,
+        cdf=np.tile(cdf, 3),
+        start=np.array([0, 3, 6, 9]),
+        offset=np.zeros(3, np.int32),
+        shift=np.full(3, shift, np.uint8),
+        run_cdf=np.zeros(0, np.uint32),
+        run_start=np.zeros(4, np.int64),
+        median=np.zeros(3, np.float32),
+    )
+    layers = [LayerSpec(channels=3, tokens=20_000)]
+    symbols = np.full((5, 20_000, 3), (2 << shift) - 1, np.int32)
+    coder = PayloadCoder(tables, layers)
+    payloads = coder.compress(symbols)
+    assert np.array_equal(coder.decompress(payloads)[0], symbols)
+    assert payloads.length[0] * 8 == pytest.approx(20_000 * 3 * (precision + shift), rel=0.02)
+
+
 def test_no_tiles_at_all() -> None:
     coder = PayloadCoder(laplacian_tables(SCALES), two_layers(9))
     payloads = coder.compress(np.zeros((0, 9, 24), np.int32))

@@ -58,6 +58,15 @@ def test_tables_cost_at_most_half_a_percent_more_than_the_entropy(scale: float) 
     assert entropy * 0.999 <= cost <= entropy * 1.005
 
 
+def test_a_run_table_of_one_entry_is_refused() -> None:
+    """Its runs would be of no zeros for ever: a decoder that took it would not come back."""
+    tensors = laplacian_tables(np.array([0.1])).to_tensors()
+    tensors["run_cdf"] = np.array([0, 1 << 16], np.uint32)
+    tensors["run_start"] = np.array([0, 2], np.int64)
+    with pytest.raises(CorruptCodec, match="run table has a single entry"):
+        EntropyTables.from_tensors(tensors)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
