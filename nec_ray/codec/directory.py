@@ -17,6 +17,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from nec_ray.codec.payload import PayloadCoder, Payloads
+from nec_ray.codec.quantise import MAX_ENTRIES
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage, canonical_json
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.errors import CorruptCodec, CorruptPayload, NotFound, UnsupportedFormat
@@ -26,6 +27,8 @@ FORMAT_VERSION = 1
 FILES = ("tables.safetensors", "encoder.safetensors", "decoder.safetensors", "golden.safetensors")
 _MAX_JSON = 1 << 20
 _GOLDEN_TILES = 4
+_MOST_GOLDEN_TILES = 64
+_SPARE_BYTES = 1 << 16
 _POOL_CHANNELS = 32
 _POOL_SIGMAS = 4.0
 """Spread of the pooled vector that the range of int8 covers."""
@@ -294,10 +297,24 @@ def _checked(store: Store, name: str, sha256: str) -> bytes:
 def _read_tensors(store: Store, name: str, spec: CodecSpec) -> dict[str, npt.NDArray[Any]]:
     if name not in spec.files:
         raise CorruptCodec(f"{store.url}: codec.json lists no {name}; restore the codec")
+    most = _most_bytes(name, spec)
+    if most is not None and store.exists(name) and store.size(name) > most:
+        raise CorruptCodec(f"{store.url}/{name}: {store.size(name):,} bytes, its codec needs at most {most:,}")
     try:
         return dict(load_tensors(_checked(store, name, spec.files[name])))
     except (SafetensorError, KeyError, ValueError) as error:
         raise CorruptCodec(f"{store.url}/{name}: {error}; restore the codec") from None
+
+
+def _most_bytes(name: str, spec: CodecSpec) -> int | None:
+    """Most bytes that a file of this codec can need; None where that is up to its model."""
+    if name == "tables.safetensors":
+        tables = 2 * (MAX_ENTRIES + 1) * 4 + 64
+        return _SPARE_BYTES + spec.channels * (tables + (_POOL_CHANNELS + 1) * 4)
+    if name == "golden.safetensors":
+        symbols = sum(layer.tokens * layer.channels for layer in spec.layers)
+        return _SPARE_BYTES + _MOST_GOLDEN_TILES * symbols * 12  # a symbol, and its payload's share at its worst
+    return None
 
 
 def _check_golden(codec: Codec, golden: Tensors) -> None:

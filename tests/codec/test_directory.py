@@ -77,6 +77,14 @@ def test_golden_payloads_that_do_not_reproduce_are_refused(codec_folder: Path) -
         load_codec(codec_folder)
 
 
+@pytest.mark.parametrize("name", ["tables", "golden"])
+def test_a_file_larger_than_the_codec_can_need_is_not_even_read(codec_folder: Path, name: str) -> None:
+    with (codec_folder / f"{name}.safetensors").open("r+b") as file:
+        file.truncate(1 << 36)  # 64 GiB of a sparse file
+    with pytest.raises(CorruptCodec, match=f"{name}.safetensors: 68,719,476,736 bytes, its codec needs at most"):
+        load_codec(codec_folder)
+
+
 def test_a_codec_under_anothers_name_is_refused(codec_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / ("0" * 64)
     codec_folder.rename(folder)
