@@ -42,6 +42,8 @@ class Channel:
         self.runs = arrays["run_cdf"][arrays["run_start"][row] : arrays["run_start"][row + 1]]
         self.offset = arrays["offset"][row]
         self.shift = arrays["shift"][row]
+        if len(self.runs) == 2:
+            raise DamagedPayloadError("a run table of one entry, by which runs would never end")
 
 
 class Words:

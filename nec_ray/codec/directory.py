@@ -265,14 +265,14 @@ def _read_spec(raw: bytes, where: str) -> CodecSpec:
     try:
         document = json.loads(raw)
         version = document.get("format_version")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise CorruptCodec(f"{where}: not a JSON object; restore the codec") from None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UnsupportedFormat(
             f"{where}: codec format {version}, this release reads up to {FORMAT_VERSION}; update nec_ray"
         )
     try:
-        spec = CodecSpec.model_validate_json(raw)
+        spec = CodecSpec.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "codec.json"
@@ -319,14 +319,26 @@ def _most_bytes(name: str, spec: CodecSpec) -> int | None:
 
 def _check_golden(codec: Codec, golden: Tensors) -> None:
     where = f"codec {codec.id[:12]}"
+    payload, length, expected = (golden.get(name) for name in ("payload", "length", "symbols"))
+    shape = (codec.spec.tokens, codec.spec.channels)
+    if (
+        payload is None
+        or length is None
+        or expected is None
+        or [str(array.dtype) for array in (payload, length, expected)] != ["uint8", "int64", "int32"]
+        or (payload.ndim, length.ndim, expected.ndim) != (1, 1, 3)
+        or not 1 <= len(length) <= _MOST_GOLDEN_TILES
+        or expected.shape != (len(length), *shape)
+        or np.any((length < 0) | (length > len(payload)))
+        or length.sum() != len(payload)
+    ):
+        raise CorruptCodec(f"{where}: its golden payloads are not of its shape; restore the codec")
+    payload.flags.writeable = False
     try:
-        data, length, expected = golden["payload"].tobytes(), golden["length"], golden["symbols"]
-        ends = np.cumsum(length).tolist()
-        parts = [data[end - n : end] for n, end in zip(length.tolist(), ends, strict=True)]
-        symbols = codec.decompress(parts)
-    except (KeyError, ValueError, CorruptPayload) as error:
+        symbols = codec.decompress(Payloads(payload, np.cumsum(length) - length, length))
+    except CorruptPayload as error:
         raise CorruptCodec(f"{where}: its golden payloads do not decode ({error}); do not use it") from None
-    if not parts or not np.array_equal(symbols, expected):
+    if not np.array_equal(symbols, expected):
         raise CorruptCodec(f"{where}: its golden payloads decode to other symbols on this machine; do not use it")
 
 

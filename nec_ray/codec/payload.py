@@ -46,7 +46,20 @@ class Payloads(Sequence[bytes]):
     """
 
     def __init__(self, data: Bytes, start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> None:
-        self.data = data
+        """Payloads that lie in a buffer.
+
+        Raises:
+            ValueError: the arrays are not of these types, or a payload does not lie in the buffer.
+        """
+        if data.dtype != np.uint8 or (data.ndim, start.ndim, length.ndim) != (1, 1, 1) or len(start) != len(length):
+            raise ValueError("payloads are a vector of uint8, and as many starts as lengths")
+        if start.dtype != np.int64 or length.dtype != np.int64:
+            raise ValueError("starts and lengths of payloads are int64")
+        if np.any((start < 0) | (length < 0) | (start > len(data)) | (length > len(data) - start)):
+            raise ValueError("a payload does not lie in the buffer")
+        # Of one kind, since numba compiles anew for each.
+        self.data = np.require(data, requirements=["C", "A"]).view()
+        self.data.flags.writeable = False
         self.start = start
         self.length = length
 
@@ -55,6 +68,8 @@ class Payloads(Sequence[bytes]):
         """Payloads from any sequence of bytes."""
         if isinstance(payloads, Payloads):
             return payloads
+        if isinstance(payloads, bytes | bytearray | memoryview):
+            raise TypeError("give a list of payloads, not the bytes of one")
         length = np.fromiter(map(len, payloads), np.int64, len(payloads))
         return cls(np.frombuffer(b"".join(payloads), np.uint8), np.cumsum(length) - length, length)
 
@@ -143,6 +158,15 @@ class PayloadCoder:
     """
 
     def __init__(self, tables: EntropyTables, layers: Sequence[LayerSpec]) -> None:
+        """Prepare the tables of some layers, whose channels follow one another in `tables`.
+
+        Raises:
+            ValueError: the layers do not fit the tables, or each other.
+        """
+        if sum(layer.channels for layer in layers) != tables.channels:
+            raise ValueError(f"the layers' channels do not add up to the tables' {tables.channels}")
+        if len({(layer.scale, layer.tokens) for layer in layers}) != len({layer.scale for layer in layers}):
+            raise ValueError("layers of one grid scale must have one number of tokens")
         scales = list(dict.fromkeys(layer.scale for layer in layers))
         used = dict.fromkeys(scales, 0)
         self._layers: list[_Layer] = []
@@ -170,7 +194,6 @@ class PayloadCoder:
         data = [data for data, _ in made]
         length = np.concatenate([np.zeros(0, np.int64), *(length for _, length in made)])
         joined = data[0] if len(data) == 1 else np.concatenate([np.zeros(0, np.uint8), *data])
-        joined.flags.writeable = False  # as buffers from elsewhere are: the kernels are compiled for one kind
         return Payloads(joined, np.cumsum(length) - length, length)
 
     def decompress(
@@ -188,7 +211,10 @@ class PayloadCoder:
 
         Raises:
             CorruptPayload: a length, checksum or word does not hold; the message says which payload, from 0.
+            ValueError: there are not as many layers.
         """
+        if layers is not None and not 1 <= layers <= len(self._layers):
+            raise ValueError(f"there are {len(self._layers)} layers, not {layers}")
         wanted = self._layers[:layers]
         given = Payloads.of(payloads)
         groups = self._groups(len(given), threads)
@@ -286,10 +312,6 @@ class PayloadCoder:
         threads: int | None,
     ) -> None:
         """Check frames and heads of the wanted layers and fill `bodies` int64 (layers, tiles, 5)."""
-        if len(given) and (
-            given.start.min() < 0 or given.length.min() < 0 or (given.start + given.length).max() > len(given.data)
-        ):
-            raise ValueError("payloads that do not lie in their buffer")
 
         def check(group: slice) -> None:
             begin, end = given.start[group], (given.start + given.length)[group]

@@ -85,6 +85,46 @@ def test_a_file_larger_than_the_codec_can_need_is_not_even_read(codec_folder: Pa
         load_codec(codec_folder)
 
 
+def rewrite_golden(folder: Path, **changed: object) -> None:
+    """Other golden arrays, with the hash in codec.json that fits them."""
+    golden = load_file(folder / "golden.safetensors")
+    golden.update({name: np.ascontiguousarray(array) for name, array in changed.items()})
+    save_file(golden, folder / "golden.safetensors")
+    spec = json.loads((folder / "codec.json").read_text())
+    spec["files"]["golden.safetensors"] = hashlib.sha256((folder / "golden.safetensors").read_bytes()).hexdigest()
+    (folder / "codec.json").write_text(json.dumps(spec))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"length": np.array([1.0])},
+        {"length": np.zeros((2, 2), np.int64)},
+        {"length": np.array(3)},
+        {"length": np.array([2**63 - 1, 1, 1, 1])},
+        {"length": np.array([-5, 5, 0, 0])},
+        {"length": np.zeros(0, np.int64)},
+        {"symbols": np.zeros((4, 16, 24), np.float32)},
+        {"symbols": np.zeros((4, 16, 23), np.int32)},
+        {"symbols": np.zeros((5, 16, 24), np.int32)},
+        {"payload": np.zeros(10, np.int32)},
+    ],
+)
+def test_golden_arrays_of_another_shape_are_refused_before_they_are_decoded(
+    codec_folder: Path, changed: dict[str, object]
+) -> None:
+    rewrite_golden(codec_folder, **changed)
+    with pytest.raises(CorruptCodec, match="golden payloads are not of its shape"):
+        load_codec(codec_folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 150_000, "null", "7", '"x"', "{}"])
+def test_a_codec_json_of_another_kind_is_refused(codec_folder: Path, text: str) -> None:
+    (codec_folder / "codec.json").write_text(text)
+    with pytest.raises(CorruptCodec, match=r"codec\.json"):
+        load_codec(codec_folder)
+
+
 def test_a_codec_under_anothers_name_is_refused(codec_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / ("0" * 64)
     codec_folder.rename(folder)
@@ -98,6 +138,7 @@ def test_a_codec_under_anothers_name_is_refused(codec_folder: Path, tmp_path: Pa
         ({"format_version": 2}, UnsupportedFormat, "update nec_ray"),
         ({"grid": [70000, 1]}, CorruptCodec, "tokens"),
         ({"channels": 25}, CorruptCodec, "add up"),
+        ({"channels": "24"}, CorruptCodec, "channels"),
         ({"surprise": 1}, CorruptCodec, "surprise"),
         ({"layers": [{"channels": 24, "tokens": 17}]}, CorruptCodec, "grid"),
         ({"layers": [{"channels": 24, "tokens": 16, "table_sets": 3}]}, UnsupportedFormat, "update nec_ray"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder
+from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder, Payloads
 from nec_ray.errors import CorruptPayload
 from tests.codec.make import SCALES, laplacian_pmf, laplacian_symbols, laplacian_tables
 from tests.codec.slow_rans import encode_layer, payload_decoder
@@ -53,24 +53,32 @@ def slow_encode(coder_layers: list[LayerSpec], tables: EntropyTables, tile: npt.
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-@pytest.mark.parametrize("lanes", [1, 4, 16])
+@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
 def test_each_reads_the_others_bytes(tokens: int, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nec_ray.codec.payload._LANE_BYTES", 1e-9 if lanes == 16 else 1e9)
+    """Eleven tiles: the kernels take some of them four at a time, and some alone."""
     tables = laplacian_tables(SCALES)
     assert tables.dead.any()
     assert tables.sparse.any()
-    symbols = laplacian_symbols(np.random.default_rng(tokens), SCALES, 3, tokens)
+    symbols = laplacian_symbols(np.random.default_rng(tokens), SCALES, 11, tokens)
     symbols[0, -1, 5], symbols[1, 0, 0], symbols[2, tokens // 2, 23] = 9999, -(2**31), 2**31 - 1
     layers = two_layers(40)
     coder = PayloadCoder(tables, layers)
+    monkeypatch.setattr(type(coder._layers[0]), "lanes_log2", lambda *_: lanes.bit_length() - 1)
     payloads = coder.compress(symbols)
+    [all_back] = coder.decompress(payloads)
+    assert np.array_equal(all_back, symbols)
     for tile, payload in zip(symbols, payloads, strict=True):
         assert np.array_equal(slow_decode(tables, layers, payload), tile)
-        slow = slow_encode(layers, tables, tile, lanes)
-        if lanes != 4:
-            assert slow == payload
-        [back] = coder.decompress([slow])
-        assert np.array_equal(back[0], tile)
+        assert slow_encode(layers, tables, tile, lanes) == payload
+
+
+def test_lanes_that_the_encoder_would_not_take_are_read() -> None:
+    tables = laplacian_tables(SCALES)
+    layers = two_layers(40)
+    symbols = laplacian_symbols(np.random.default_rng(0), SCALES, 10, 40)
+    lanes = [1, 2, 4, 8, 16, 1, 1, 1, 1, 2]
+    mixed = [slow_encode(layers, tables, tile, n) for tile, n in zip(symbols, lanes, strict=True)]
+    assert np.array_equal(PayloadCoder(tables, layers).decompress(mixed)[0], symbols)
 
 
 @st.composite
@@ -251,13 +259,33 @@ def test_symbols_of_another_shape_are_refused(symbols: npt.NDArray[np.int32], sa
         PayloadCoder(laplacian_tables(SCALES), two_layers(9)).compress(symbols)
 
 
+def test_layers_that_do_not_fit_are_refused() -> None:
+    tables = laplacian_tables(SCALES)
+    with pytest.raises(ValueError, match="add up to the tables' 24"):
+        PayloadCoder(tables, two_layers(9)[:1])
+    with pytest.raises(ValueError, match="one number of tokens"):
+        PayloadCoder(tables, [two_layers(9)[0], two_layers(4)[1]])
+    coder = PayloadCoder(tables, two_layers(9))
+    for layers in (0, -1, 3):
+        with pytest.raises(ValueError, match=f"2 layers, not {layers}"):
+            coder.decompress([], layers)
+    with pytest.raises(TypeError, match="a list of payloads"):
+        coder.decompress(b"one")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("start", "length"), [(1 << 42, 1), (-1, 1), (0, 1 << 62), (0, -1), (3, 1)])
+def test_payloads_outside_their_buffer_are_refused(start: int, length: int) -> None:
+    with pytest.raises(ValueError, match="does not lie in the buffer"):
+        Payloads(np.zeros(3, np.uint8), np.array([start]), np.array([length]))
+
+
 def test_a_list_of_payloads_and_a_slice_of_them_are_payloads_too() -> None:
     coder = PayloadCoder(laplacian_tables(SCALES), two_layers(9))
     symbols = laplacian_symbols(np.random.default_rng(3), SCALES, 6, 9)
     payloads = coder.compress(symbols)
     assert np.array_equal(coder.decompress(payloads[1:5:2])[0], symbols[1:5:2])
     assert np.array_equal(coder.decompress([payloads[-1]])[0], symbols[-1:])
-    # Strided and big-endian arrays are coded like their values.
+    # However an array lies in memory, it is coded like its values.
     assert list(coder.compress(np.asfortranarray(symbols))) == list(payloads)
     assert [len(p) for p in payloads] == payloads.length.tolist()
 
