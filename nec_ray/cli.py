@@ -4,6 +4,8 @@ Exit codes: 0 done; 1 a typed error, one line on stderr; 2 wrong usage; 130 stop
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +45,17 @@ bench_app = typer.Typer(no_args_is_help=True, help="Figures measured side by sid
 app.add_typer(bench_app, name="bench")
 
 
+@contextmanager
+def _unless_restarted(restart: bool) -> Iterator[None]:
+    """Ctrl-C after --restart must not advise to throw the work away once more."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if restart:
+            raise _Stopped("stopped; run the same command again without --restart to go on") from None
+        raise
+
+
 def _local(given: str | Path) -> Path:
     """A local path, also as file://; other URLs cannot be written as a folder of files."""
     text = str(given)
@@ -76,7 +89,8 @@ def demo(
     """The whole road on the built-in real scene, with pictures; a second run goes on where the first stopped."""
     from nec_ray.runtime.demo import run_demo
 
-    summary = run_demo(out, restart=restart, say=say_unless(as_json))
+    with _unless_restarted(restart):
+        summary = run_demo(out, restart=restart, say=say_unless(as_json))
     if as_json:
         print_facts(summary, as_json)
 
@@ -120,7 +134,14 @@ def tiles_build(
         )
     write_catalog(catalog, out)
     labels = catalog.table["label"].combine_chunks().drop_null().unique()
-    print_facts({"catalog": out, "tiles": len(catalog), "classes": len(labels)}, as_json)
+    facts: dict[str, Any] = {"catalog": out, "tiles": len(catalog), "classes": len(labels)}
+    columns = (catalog.table[name].to_pylist() for name in ("source", "nodata_share"))
+    damaged = sum(
+        share is None and source.lower().endswith((".tif", ".tiff")) for source, share in zip(*columns, strict=True)
+    )
+    if damaged:
+        facts["unreadable_tiles"] = damaged  # encoding records each with its reason
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -143,7 +164,8 @@ def train(
     from nec_ray.runtime.train import train as run
 
     parsed = read_recipe(recipe, set_ or [])
-    folder = run(parsed, out, restart=restart, progress=say_unless(as_json))
+    with _unless_restarted(restart):
+        folder = run(parsed, out, restart=restart, progress=say_unless(as_json))
     codec = load_codec(folder)
     facts = {
         "codec": str(folder),

@@ -56,7 +56,7 @@ def interrupt_the_demo(folder: Path) -> None:
     _, problems = demo.communicate(timeout=60)
     assert demo.returncode == 130, problems
     assert "Traceback" not in problems
-    assert "again" in problems.splitlines()[-1]
+    assert "again without --restart" in problems.splitlines()[-1]
     assert not (out / "stale.txt").exists()
 
 

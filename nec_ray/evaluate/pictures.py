@@ -21,6 +21,8 @@ Rgb = npt.NDArray[np.uint8]
 
 # Sky blue comes late: beside it a pale blue could be mistaken.
 _OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#56B4E9", "#000000")
+_NATURAL = {"water": "#0072B2", "forest": "#009E73", "cropland": "#E69F00", "built-up": "#D55E00"}
+"""Classes whose colours readers expect."""
 _OTHER = "#9A9A9A"
 _EMPTY = "#E4E4E4"  # where there is no tile
 _MAX_CANVAS = 2400  # pixels of the longer side
@@ -217,7 +219,9 @@ def class_map(
     names, count = np.unique(np.array(labels, dtype=object).astype(str), return_counts=True)
     # Colours go by name, so that a class keeps its colour from map to map while it is among the shown.
     shown = sorted(names[np.argsort(-count, kind="stable")][: len(_OKABE_ITO)].tolist())
-    colour_of = dict(zip(shown, _OKABE_ITO, strict=False))
+    colour_of = {name: _NATURAL[name] for name in shown if name in _NATURAL}
+    left = [colour for colour in _OKABE_ITO if colour not in colour_of.values()]
+    colour_of |= dict(zip([name for name in shown if name not in colour_of], left, strict=False))
     colours = np.array([to_rgb(colour_of.get(label, _OTHER)) for label in labels])
     if confidence is not None:
         strength = 0.5 + 0.5 * np.clip(confidence, 0, 1)[:, None]

@@ -103,7 +103,11 @@ def _prepare(out: Path, restart: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not mark.exists():
         raise InputError(f"{out}: not empty and no folder of an earlier demo; give another --out")
     if restart and mark.exists():
-        shutil.rmtree(out)
+        for entry in out.iterdir():  # the mark stays: a stop in the middle must not lock the user out
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry != mark:
+                entry.unlink()
     out.mkdir(parents=True, exist_ok=True)
     mark.write_text('{"format_version": 1}\n')
 

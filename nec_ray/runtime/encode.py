@@ -91,7 +91,8 @@ class Account:
         lines.append(f"this run: {self.encoded:,} tiles in {self.seconds:.0f} s{steady}")
         if self.failed:
             lines.append(
-                "why tiles failed: nec query ARCHIVE \"SELECT tile_id, reason FROM embeddings WHERE status = 'failed'\""
+                f"why tiles failed: nec query {self.archive} "
+                "\"SELECT tile_id, reason FROM embeddings WHERE status = 'failed'\""
             )
         return lines
 

@@ -1,13 +1,15 @@
 """Trains a codec on Ray Train: MAE pretraining, then adaptation with the entropy model, then export."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from nec_ray.tiles import Catalog, check_bands, read_catalog, read_tiles
 METRICS = "metrics.csv"
 _RECIPE = "recipe.json"
 _PIXELS = "pixels.f16"
+_LOCK = ".nec-train.lock"
 _INPUT = "input.json"
 _CODEC = "codec"
 _RUN = "ray"
@@ -52,6 +55,7 @@ def train(recipe: Recipe, out: Path | str, *, restart: bool = False, progress: S
 
     Raises:
         BadRecipe: `out` holds a run of another recipe.
+        InputError: `out` holds something else, or another run is at work in it.
         NotFound: the catalog is not there.
         CodecMismatch: the catalog lacks a band.
         RunError: training broke off.
@@ -60,8 +64,13 @@ def train(recipe: Recipe, out: Path | str, *, restart: bool = False, progress: S
     say = progress or _silent
     catalog = read_catalog(recipe.data.catalog)
     check_bands(catalog, _bands(recipe, catalog))
-    _claim(recipe, catalog, out, restart)
     codec = out / _CODEC
+    with _alone(out):
+        _claim(recipe, catalog, out, restart)
+        return _train(recipe, catalog, out, codec, say)
+
+
+def _train(recipe: Recipe, catalog: Catalog, out: Path, codec: Path, say: Say) -> Path:
     if (codec / "codec.json").exists():
         say(f"trained already: {codec}")
         return codec
@@ -81,13 +90,27 @@ def _silent(_: str) -> None:
     """Say nothing."""
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold `out` against a second run on this machine; the operating system lets go when the process ends."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file; give a folder with --out")
+    if out.exists() and any(out.iterdir()) and not (out / _RECIPE).exists() and not (out / _LOCK).exists():
+        raise InputError(f"{out}: not empty and no training run; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{out}: another run is at work in it; wait for it, or give another --out") from None
+        yield
+
+
 def _claim(recipe: Recipe, catalog: Catalog, out: Path, restart: bool) -> None:
     """Make `out` the folder of this recipe on these tiles."""
     path = out / _RECIPE
     wanted = recipe.model_dump(mode="json")
     wanted["data"] |= {"catalog": normalise_url(recipe.data.catalog), "tiles": _digest(catalog)}
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: a file; give a folder with --out")
     if path.exists():
         found = json.loads(path.read_text())
         if restart:
@@ -100,9 +123,6 @@ def _claim(recipe: Recipe, catalog: Catalog, out: Path, restart: bool) -> None:
                 f"{s}.{k}" for s, keys in wanted.items() for k, v in keys.items() if found.get(s, {}).get(k) != v
             ]
             raise BadRecipe(f"{out}: a run of another recipe ({', '.join(changed)}); give another --out, or --restart")
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty and no training run; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
     written = path.with_suffix(".part")
     written.write_text(json.dumps(wanted, indent=1))
     written.replace(path)

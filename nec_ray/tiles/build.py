@@ -127,7 +127,7 @@ def _rows(store: Store, name: str, prefix: str, how: _How) -> list[dict[str, Any
     if _kind(name) == "tiff":
         from nec_ray.tiles.geotiff import windows
 
-        return windows(
+        made = windows(
             store,
             name,
             prefix,
@@ -137,6 +137,9 @@ def _rows(store: Store, name: str, prefix: str, how: _How) -> list[dict[str, Any
             acquired_at=how.acquired_at,
             sensor=how.sensor,
         )
+        if all(row["nodata_share"] is None for row in made):
+            raise BadSource(f"{store.url}/{name}: none of its pixels can be read; it is cut off or damaged")
+        return made
     from nec_ray.tiles.images import image_row
 
     row = image_row(store, name, how.sensor) | {"acquired_at": how.acquired_at, "nodata": how.nodata}

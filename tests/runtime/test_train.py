@@ -14,7 +14,7 @@ from nec_ray.codec import load_codec
 from nec_ray.errors import BadRecipe, BadSource, CodecMismatch, InputError, NotFound
 from nec_ray.models.embed import Embedder
 from nec_ray.runtime.recipe import Recipe
-from nec_ray.runtime.train import read_metrics, train
+from nec_ray.runtime.train import _alone, read_metrics, train
 from nec_ray.tiles import build_catalog, builtin_scene, read_tiles, write_catalog
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +140,13 @@ def test_what_cannot_be_trained_is_refused_before_ray_starts(catalog: Path, tmp_
     with pytest.raises(InputError, match="not empty and no training run"):
         train(wanted, tmp_path / "c", restart=True)
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(catalog: Path, tmp_path: Path) -> None:
+    with _alone(tmp_path / "out"), pytest.raises(InputError, match="another run is at work in it"):
+        train(recipe(catalog), tmp_path / "out")
+    with _alone(tmp_path / "out"):
+        pass
 
 
 def test_a_catalog_of_unreadable_tiles_is_refused(tmp_path: Path, local_ray: None) -> None:

@@ -189,3 +189,14 @@ def test_all_of_aid(data: Path) -> None:
     assert pc.all(pc.equal(pc.binary_join(table["bands"].combine_chunks(), "+"), "red+green+blue")).as_py()
     assert pc.all(pc.starts_with(table["tile_id"], "Pond/").filter(pc.equal(table["label"], "Pond"))).as_py()
     assert set(table["width"].to_pylist()) == {150}
+
+
+def test_a_geotiff_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+    whole = builtin_scene().read_bytes()
+    (tmp_path / "head.tif").write_bytes(whole[:2000])
+    with pytest.raises(BadSource, match=r"head\.tif: none of its pixels can be read"):
+        build_catalog(tmp_path / "head.tif")
+    (tmp_path / "half.tif").write_bytes(whole[: len(whole) // 2])
+    shares = build_catalog(tmp_path / "half.tif").table["nodata_share"].to_pylist()
+    assert None in shares
+    assert any(share is not None for share in shares)
