@@ -40,8 +40,11 @@ class Channel:
     def __init__(self, arrays: dict[str, list[Any]], row: int) -> None:
         self.cdf = arrays["cdf"][arrays["start"][row] : arrays["start"][row + 1]]
         self.runs = arrays["run_cdf"][arrays["run_start"][row] : arrays["run_start"][row + 1]]
-        self.offset = arrays["offset"][row]
-        self.shift = arrays["shift"][row]
+        self.shifts = arrays["shift"][arrays["start"][row] : arrays["start"][row + 1]]
+        self.firsts = [arrays["offset"][row]]
+        """First symbol of each entry."""
+        for shift in self.shifts[:-1]:
+            self.firsts.append(self.firsts[-1] + (1 << shift))
         if len(self.runs) == 2:
             raise DamagedPayloadError("a run table of one entry, by which runs would never end")
 
@@ -81,6 +84,11 @@ class Lane:
         self.state = (cdf[i + 1] - cdf[i]) * (self.state >> precision) + slot - cdf[i]
         self._refill()
         return i
+
+    def symbol(self, channel: Channel, precision: int) -> int:
+        """Decode a symbol: an entry of the channel's table, and its raw bits if it has any."""
+        i = self.entry(channel.cdf, precision)
+        return channel.firsts[i] + (self.raw(channel.shifts[i]) if channel.shifts[i] else 0)
 
     def raw(self, bits: int) -> int:
         """Decode raw bits."""
@@ -190,10 +198,7 @@ def decode_words(
     for c, channel in dense:
         for t in range(tokens):
             here = lane[t % lanes]
-            symbol = here.entry(channel.cdf, precision) << channel.shift
-            if channel.shift:
-                symbol += here.raw(channel.shift)
-            columns[c][t] = channel.offset + symbol
+            columns[c][t] = here.symbol(channel, precision)
     if any(here.state >= 2 * LOWER for here in lane):
         raise DamagedPayloadError("a lane ends in the wrong state")
     stream = Words([here.state - LOWER for here in lane] + words.left())
@@ -215,7 +220,7 @@ def decode_runs(lane: Lane, channel: Channel, column: list[int], tokens: int) ->
         run = lane.entry([*channel.runs[: most + 1], 1 << RUN_PRECISION], RUN_PRECISION)
         t += run
         if run < most:
-            column[t] = channel.offset + lane.entry(channel.cdf, RUN_PRECISION)
+            column[t] = lane.symbol(channel, RUN_PRECISION)
             t += 1
 
 

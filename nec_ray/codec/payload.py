@@ -109,8 +109,13 @@ class Dense(NamedTuple):
     reciprocal: npt.NDArray[np.uint64]
     """Of all entries: 2**44 / frequency, rounded up; what frequencies of 12 bits are divided by."""
     start: npt.NDArray[np.int64]
-    offset: npt.NDArray[np.int32]
+    """(channels + 1,) where each channel's entries begin."""
+    first: npt.NDArray[np.int32]
+    """Of all entries: their first symbol."""
     shift: npt.NDArray[np.uint8]
+    """Of all entries: their raw bits."""
+    wide: npt.NDArray[np.bool_]
+    """(channels,) whether any of its entries has raw bits."""
 
 
 class Sparse(NamedTuple):
@@ -121,7 +126,10 @@ class Sparse(NamedTuple):
     run_start: npt.NDArray[np.int64]
     value: npt.NDArray[np.uint32]
     start: npt.NDArray[np.int64]
-    offset: npt.NDArray[np.int32]
+    first: npt.NDArray[np.int32]
+    """Of all places of `value`: the first symbol of the entry that begins there."""
+    shift: npt.NDArray[np.uint8]
+    """Of all places of `value`: the entry's raw bits."""
 
 
 @dataclass(frozen=True)
@@ -333,63 +341,75 @@ def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: 
     """A layer whose channels have the tables `rows`, in the form that the kernels use."""
     number = np.arange(rows.start, rows.stop)
     is_dense = (~tables.dead & ~tables.sparse)[rows]
-    dense = number[is_dense]
-    sparse = number[tables.sparse[rows]]
-    cdf, start = _cut(tables.cdf, tables.start, dense)
-    below = np.delete(cdf, start[1:] - 1).astype(np.int64)
-    frequency = np.delete(np.diff(cdf.astype(np.int64), append=0), start[1:] - 1)
-    entry_start = start - np.arange(len(start))
-    width = 1 << (tables.precision - 12)
-    slot = np.zeros((len(dense), 4096), np.uint8)
-    for j in range(len(dense)):
-        table = cdf[start[j] : start[j + 1]]
-        slot[j] = np.searchsorted(table, np.arange(4096) * width, side="right") - 1
-    value, value_start = _cut(tables.cdf, tables.start, sparse)
-    run, run_start = _cut(tables.run_cdf, tables.run_start, sparse)
-    # No symbol of a dead channel other than 0 has an entry; every symbol of an entry is coded as it is.
-    entries = np.where(tables.dead, 1, np.diff(tables.start) - 1)[rows].astype(np.int64)
-    lowest = tables.offset[rows].astype(np.int64)
-    lowest[tables.dead[rows]] = 0
-    highest = lowest + (entries << tables.shift[rows].astype(np.int64)) - 1
+    symbol = tables.first_symbols()
+    lowest, highest = np.zeros(len(number), np.int32), np.zeros(len(number), np.int32)
+    live = ~tables.dead[rows]  # no symbol of a dead channel other than 0 has an entry
+    lowest[live] = tables.offset[rows][live]
+    highest[live] = symbol[tables.start[1:][rows][live] - 1] - 1
     return _Layer(
         part=part,
         first=first,
         channels=len(number),
         tokens=tokens,
-        dense=Dense(
-            column=dense - rows.start + first,
-            precision=tables.precision,
-            slot=slot,
-            entry=(below | frequency << 16).astype(np.uint32),
-            encoding=(below | np.maximum(4096 - frequency, 0) << 16).astype(np.uint64)
-            | ((frequency << 20) - 1).astype(np.uint64) << np.uint64(32),
-            reciprocal=(-(-(1 << 44) // np.maximum(frequency, 1))).astype(np.uint64),
-            start=entry_start,
-            offset=tables.offset[dense],
-            shift=tables.shift[dense],
-        ),
-        sparse=Sparse(
-            column=sparse - rows.start + first,
-            run=run,
-            run_start=run_start,
-            value=value,
-            start=value_start,
-            offset=tables.offset[sparse],
-        ),
-        lowest=lowest.astype(np.int32),
-        highest=highest.astype(np.int32),
-        marked=((lowest * is_dense).astype(np.int32), (highest * is_dense).astype(np.int32)),
-        bytes_per_token=tables.bits_per_token(dense) / 8,
+        dense=_dense(tables, symbol, number[is_dense], first - rows.start),
+        sparse=_sparse(tables, symbol, number[tables.sparse[rows]], first - rows.start),
+        lowest=lowest,
+        highest=highest,
+        marked=(lowest * is_dense, highest * is_dense),
+        bytes_per_token=tables.bits_per_token(number[is_dense]) / 8,
     )
 
 
-def _cut(
-    cdf: npt.NDArray[np.uint32], start: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """The chosen channels' tables, and where each begins."""
-    parts = [cdf[start[c] : start[c + 1]] for c in chosen]
-    lengths = np.array([0, *map(len, parts)], np.int64)
-    return np.concatenate([np.zeros(0, np.uint32), *parts]), np.cumsum(lengths)
+def _dense(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDArray[np.int64], move: int) -> Dense:
+    place, start = _places(tables.start, chosen)
+    cdf = tables.cdf[place].astype(np.int64)
+    slots = np.arange(4096) << (tables.precision - 12)
+    slot = np.zeros((len(chosen), 4096), np.uint8)
+    for j in range(len(chosen)):
+        slot[j] = np.searchsorted(cdf[start[j] : start[j + 1]], slots, side="right") - 1
+    ends = start[1:] - 1  # of each table, where no entry begins
+    below = np.delete(cdf, ends)
+    frequency = np.delete(np.diff(cdf, append=0), ends)
+    shift = np.delete(tables.shift[place], ends)
+    begin = start - np.arange(len(start))
+    wide = np.array([shift[begin[j] : begin[j + 1]].any() for j in range(len(chosen))], bool)
+    return Dense(
+        column=chosen + move,
+        precision=tables.precision,
+        slot=slot,
+        entry=(below | frequency << 16).astype(np.uint32),
+        encoding=(below | np.maximum(4096 - frequency, 0) << 16).astype(np.uint64)
+        | ((frequency << 20) - 1).astype(np.uint64) << np.uint64(32),
+        reciprocal=(-(-(1 << 44) // np.maximum(frequency, 1))).astype(np.uint64),
+        start=begin,
+        first=np.delete(symbol[place], ends),
+        shift=shift,
+        wide=wide,
+    )
+
+
+def _sparse(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDArray[np.int64], move: int) -> Sparse:
+    place, start = _places(tables.start, chosen)
+    run_place, run_start = _places(tables.run_start, chosen)
+    return Sparse(
+        column=chosen + move,
+        run=tables.run_cdf[run_place],
+        run_start=run_start,
+        value=tables.cdf[place],
+        start=start,
+        first=symbol[place],
+        shift=tables.shift[place],
+    )
+
+
+def _places(
+    start: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the chosen channels' tables are in the arrays of all, and where each begins among the chosen."""
+    length = np.diff(start)[chosen]
+    begin = np.zeros(len(chosen) + 1, np.int64)
+    np.cumsum(length, out=begin[1:])
+    return np.asarray(np.repeat(start[chosen] - begin[:-1], length) + np.arange(begin[-1]), np.int64), begin
 
 
 def _one_size(tokens: npt.NDArray[np.int64], declared: int) -> int:

@@ -275,7 +275,7 @@ def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels
     order = _tiles_by_lanes(lanes, faults)
     width = min(BLOCK, channels)
     block = np.zeros((min(TOGETHER, tiles), tokens, width), np.uint8)
-    raw = np.zeros((min(TOGETHER, tiles), tokens if dense.shift.any() else 0, width), np.uint16)
+    wide = np.zeros((min(TOGETHER, tiles), tokens if dense.wide.any() else 0, width), np.int32)
     last = 0
     while last < len(dense.column):
         first = last
@@ -283,15 +283,14 @@ def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels
         while last < len(dense.column) and dense.column[last] < right:
             last += 1
         block[:] = 0  # for the columns that are not dense
-        raw[:] = 0
-        offset, shift = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
+        offset, is_wide = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.bool_)
         for j in range(first, last):
-            offset[dense.column[j] - left] = dense.offset[j]
-            shift[dense.column[j] - left] = dense.shift[j]
+            offset[dense.column[j] - left] = dense.first[dense.start[j]]
+            is_wide[dense.column[j] - left] = dense.wide[j]
         for begin in range(0, len(order), TOGETHER):
             some = order[begin : begin + TOGETHER]
             for j in range(first, last):
-                plain = dense.precision == 12 and dense.shift[j] == 0
+                plain = dense.precision == 12 and not dense.wide[j]
                 column = dense.column[j] - left
                 n = 0
                 while n < len(some):
@@ -303,17 +302,16 @@ def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels
                     if plain and lanes[i] >= 4:
                         at[i] = _decode_four_lanes(words, at[i], state[i], lanes[i], j, dense, block[n], column)
                     else:
-                        at[i] = _decode_channel(words, at[i], state[i], lanes[i], j, dense, block[n], raw[n], column)
+                        at[i] = _decode_channel(words, at[i], state[i], lanes[i], j, dense, block[n], wide[n], column)
                     n += 1
                 for i in some:
                     if at[i] > stop[i]:
                         faults[i] = WORDS
                         at[i] = stop[i]  # and on with it, to no avail and no harm
             for n in range(len(some)):
-                if shift.any():
-                    _write_raw_block(block[n], raw[n], offset, shift, out[some[n]], left, right)
-                else:
-                    _write_block(block[n], offset, out[some[n]], left, right)
+                _write_block(block[n], offset, out[some[n]], left, right)
+                if is_wide.any():
+                    _write_wide(wide[n], is_wide, out[some[n]], left, right)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -344,11 +342,11 @@ def _write_block(block, offset, tile, left, right):  # type: ignore[no-untyped-d
 
 
 @numba.njit(cache=True, nogil=True)
-def _write_raw_block(block, raw, offset, shift, tile, left, right):  # type: ignore[no-untyped-def]
-    """The same where some channels have raw bits uint16 (tokens, BLOCK)."""
-    for t in range(block.shape[0]):
-        for c in range(right - left):
-            tile[t, left + c] = (np.int32(block[t, c]) << shift[c]) + np.int32(raw[t, c]) + offset[c]
+def _write_wide(wide, is_wide, tile, left, right):  # type: ignore[no-untyped-def]
+    """Symbols int32 (tokens, BLOCK) of the channels that have raw bits, to their columns."""
+    for c in range(right - left):
+        if is_wide[c]:
+            tile[:, left + c] = wide[:, c]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -418,15 +416,13 @@ def _split(entry):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode_channel(words, at, states, lanes, j, dense, block, raw, column):  # type: ignore[no-untyped-def]
+def _decode_channel(words, at, states, lanes, j, dense, block, wide, column):  # type: ignore[no-untyped-def]
     """One channel of one tile, of any precision, lanes and raw bits; where its words go on."""
     slots, base = dense.slot[j], np.uint64(dense.start[j])
     pointer = np.uint64(at)
     bits = np.uint64(dense.precision)
     coarse = bits - np.uint64(12)
     mask = (np.uint64(1) << bits) - np.uint64(1)
-    raw_bits = np.uint64(dense.shift[j])
-    raw_mask = (np.uint64(1) << raw_bits) - np.uint64(1)
     for t in range(block.shape[0]):
         lane = t & (lanes - 1)
         x = np.uint64(states[lane])
@@ -440,15 +436,24 @@ def _decode_channel(words, at, states, lanes, j, dense, block, raw, column):  # 
         if x < np.uint64(LOWER):
             x = (x << np.uint64(16)) | np.uint64(words[pointer])
             pointer += np.uint64(1)
-        if raw_bits:
-            raw[t, column] = x & raw_mask
-            x >>= raw_bits
-            if x < np.uint64(LOWER):
-                x = (x << np.uint64(16)) | np.uint64(words[pointer])
-                pointer += np.uint64(1)
+        if dense.wide[j]:
+            x, pointer, symbol = _pull_raw(x, pointer, words, dense.first, dense.shift, base + np.uint64(k))
+            wide[t, column] = symbol
         states[lane] = x
         block[t, column] = k
     return np.int64(pointer)
+
+
+@numba.njit(cache=True, nogil=True)
+def _pull_raw(x, pointer, words, first, shift, k):  # type: ignore[no-untyped-def]
+    """The raw bits of entry `k`, if it has any: the state and the pointer after them, and the symbol."""
+    bits = np.uint64(shift[k])
+    raw = np.int32(x & ((np.uint64(1) << bits) - np.uint64(1)))
+    x >>= bits
+    if x < np.uint64(LOWER):
+        x = (x << np.uint64(16)) | np.uint64(words[pointer])
+        pointer += np.uint64(1)
+    return x, pointer, first[k] + raw
 
 
 @numba.njit(cache=True, nogil=True)
@@ -512,7 +517,14 @@ def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out): 
                     if used > inner + rest:
                         faults[i] = WORDS
                         break
-                    out[i, t, column] = np.int32(k + sparse.offset[j])
+                    entry = np.uint64(sparse.start[j] + k)
+                    x, pointer, out[i, t, column] = _pull_raw(
+                        x, np.uint64(used), stream, sparse.first, sparse.shift, entry
+                    )
+                    used = np.int64(pointer)  # type: ignore[assignment]
+                    if used > inner + rest:
+                        faults[i] = WORDS
+                        break
                     t += 1
             if x != lower:
                 faults[i] = WORDS
@@ -552,7 +564,7 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
     # A room for words, filled from its end. A step writes at most one; the fast ones write ahead by one.
     dense_room = 1
     for j in range(len(dense.column)):
-        dense_room += tokens * (1 + np.int64(dense.shift[j] > 0))
+        dense_room += tokens * (1 + np.int64(dense.wide[j]))
     words = np.empty((tiles, dense_room), np.uint16)
     state = np.full((tiles, 1 << MAX_LANES_LOG2), LOWER, np.uint32)
     at = np.full(tiles, dense_room, np.int64)
@@ -726,7 +738,7 @@ def _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_sta
             first -= 1
         offset = np.zeros(BLOCK, np.int32)
         for j in range(first, last):
-            offset[dense.column[j] - left] = dense.offset[j]
+            offset[dense.column[j] - left] = dense.first[dense.start[j]]
         for begin in range(0, tiles, TOGETHER):
             end = min(begin + TOGETHER, tiles)
             for i in range(begin, end):
@@ -734,11 +746,11 @@ def _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_sta
                 for j in range(first, last):  # what has no entry gets the nearest one's
                     column = dense.column[j]
                     for n in range(mark_start[i, column - first_channel], mark_start[i, column - first_channel + 1]):
-                        above = symbols[i, mark[n], column] > dense.offset[j]
+                        above = symbols[i, mark[n], column] > dense.first[dense.start[j]]
                         top = np.uint8(dense.start[j + 1] - dense.start[j] - 1)
                         block[i - begin, mark[n], column - left] = top if above else np.uint8(0)
             for j in range(last - 1, first - 1, -1):
-                plain = dense.precision == 12 and dense.shift[j] == 0
+                plain = dense.precision == 12 and not dense.wide[j]
                 column = dense.column[j] - left
                 i = begin
                 while i < end:
@@ -836,19 +848,18 @@ def _encode_four_lanes(words, at, states, lanes, j, dense, block, column):  # ty
 def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[no-untyped-def]
     """One channel of one tile, of any precision, lanes and raw bits; where the next word goes before."""
     base, bits = dense.start[j], np.uint64(dense.precision)
-    raw_bits = np.int64(dense.shift[j])
-    top = ((dense.start[j + 1] - base) << raw_bits) - 1
+    first, shift = dense.first[base : dense.start[j + 1]], dense.shift[base : dense.start[j + 1]]
     pointer = np.uint64(at)
     for t in range(tile.shape[0] - 1, -1, -1):
-        index = min(max(np.int64(tile[t, dense.column[j]]) - np.int64(dense.offset[j]), np.int64(0)), top)
+        k, raw = _entry_of(tile[t, dense.column[j]], first, shift)
         x = np.uint64(states[t & (lanes - 1)])
-        if x >= np.uint64(1) << np.uint64(32 - raw_bits):
-            pointer -= np.uint64(1)
-            words[pointer] = x
-            x >>= np.uint64(16)
-        x = (x << np.uint64(raw_bits)) | np.uint64(index & ((1 << raw_bits) - 1))
-        k = base + (index >> raw_bits)
-        below, frequency = _split(dense.entry[k])
+        if shift[k]:
+            if x >= np.uint64(1) << np.uint64(32 - shift[k]):
+                pointer -= np.uint64(1)
+                words[pointer] = x
+                x >>= np.uint64(16)
+            x = (x << np.uint64(shift[k])) | np.uint64(raw)
+        below, frequency = _split(dense.entry[base + k])
         if x >= frequency << (np.uint64(32) - bits):
             pointer -= np.uint64(1)
             words[pointer] = x
@@ -859,14 +870,24 @@ def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[n
 
 
 @numba.njit(cache=True, nogil=True)
+def _entry_of(symbol, first, shift):  # type: ignore[no-untyped-def]
+    """(entry, raw bits) of a symbol among entries that begin with `first`; the nearest one's where it has none."""
+    if symbol <= first[0]:
+        return np.int64(0), np.int64(0)
+    k = np.searchsorted(first, symbol, side="right") - 1
+    return k, min(np.int64(symbol) - np.int64(first[k]), (np.int64(1) << np.int64(shift[k])) - 1)
+
+
+@numba.njit(cache=True, nogil=True)
 def _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_start):  # type: ignore[no-untyped-def]
     """The sparse channels' words of many tiles one after the other; fills `stream_start` int64 (tiles + 1,).
 
     In sparse channels every symbol but 0 has a mark.
     """
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    step_low = np.empty(2 * tokens + 1, np.uint32)
-    step_frequency = np.empty(2 * tokens + 1, np.uint32)
+    step_low = np.empty(3 * tokens + 1, np.uint32)
+    step_frequency = np.empty(3 * tokens + 1, np.uint32)
+    step_bits = np.empty(3 * tokens + 1, np.uint8)
     room = 64
     words = np.empty(room, np.uint16)
     streams = np.empty(0, np.uint16)
@@ -878,6 +899,8 @@ def _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_star
             column = sparse.column[j]
             runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
             values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
+            first = sparse.first[sparse.start[j] : sparse.start[j + 1] - 1]
+            shift = sparse.shift[sparse.start[j] : sparse.start[j + 1] - 1]
             longest = len(runs) - 2
             steps = 0
             t = 0
@@ -888,6 +911,7 @@ def _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_star
                     zeros = min(run, longest)
                     step_low[steps] = runs[zeros]
                     step_frequency[steps] = np.uint32(1 << RUN_BITS) - runs[zeros]
+                    step_bits[steps] = RUN_BITS
                     steps += 1
                     run -= zeros
                     t += zeros
@@ -895,23 +919,28 @@ def _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_star
                     break
                 step_low[steps] = runs[run]
                 step_frequency[steps] = runs[run + 1] - runs[run]
-                index = np.int64(symbols[i, t + run, column]) - np.int64(sparse.offset[j])
-                index = min(max(index, np.int64(0)), np.int64(len(values) - 2))
-                step_low[steps + 1] = values[index]
-                step_frequency[steps + 1] = values[index + 1] - values[index]
+                step_bits[steps] = RUN_BITS
+                k, raw = _entry_of(symbols[i, t + run, column], first, shift)
+                step_low[steps + 1] = values[k]
+                step_frequency[steps + 1] = values[k + 1] - values[k]
+                step_bits[steps + 1] = RUN_BITS
                 steps += 2
+                if shift[k]:
+                    step_low[steps], step_frequency[steps], step_bits[steps] = raw, 1, shift[k]
+                    steps += 1
                 t += run + 1
             if count + steps + 2 > room:
                 room = 2 * room + steps
                 words = np.concatenate((words, np.empty(room - len(words), np.uint16)))
             for n in range(steps - 1, -1, -1):
                 frequency = np.uint64(step_frequency[n])
-                if x >= frequency << np.uint64(32 - RUN_BITS):
+                bits = np.uint64(step_bits[n])
+                if x >= frequency << (np.uint64(32) - bits):
                     words[count] = np.uint16(x & np.uint64(0xFFFF))
                     count += 1
                     x >>= np.uint64(16)
                 quotient = np.uint64(np.uint32(x) // np.uint32(frequency))
-                x = (quotient << np.uint64(RUN_BITS)) + (x - quotient * frequency) + np.uint64(step_low[n])
+                x = (quotient << bits) + (x - quotient * frequency) + np.uint64(step_low[n])
         words[count] = np.uint16(x & np.uint64(0xFFFF))
         words[count + 1] = np.uint16(x >> np.uint64(16))
         count += 2

@@ -24,8 +24,8 @@ class EntropyTables:
     """Integer frequency tables, one channel after the other; schemas/payload.md says how they are used.
 
     A symbol is `round(latent - median)`. There are three kinds of channels. A dense one codes every symbol: entry
-    `i` of its table stands for the `2**shift` symbols from `offset + (i << shift)`, of which the low bits are coded
-    raw. A sparse one, nearly always 0, codes runs of zeros by its run table and the symbols between them by its
+    of its table stands for one symbol or, where it is wide, for the next `2**shift` ones, of which the low bits are
+    coded raw. A sparse one, nearly always 0, codes runs of zeros by its run table and the symbols between them by its
     table. A dead one has no table and all its symbols are 0. A symbol outside its table is coded as the nearest one
     inside and corrected by an escape.
     """
@@ -39,7 +39,7 @@ class EntropyTables:
     offset: npt.NDArray[np.int32]
     """(channels,) the first symbol of a channel's first entry."""
     shift: npt.NDArray[np.uint8]
-    """(channels,) raw bits of a symbol; 0 in sparse channels."""
+    """(entries,) raw bits of the entry that begins at the same place of `cdf`; 0 where a table ends."""
     run_cdf: npt.NDArray[np.uint32]
     """(entries,) cumulative frequencies of the sparse channels' runs: entry `r` is `r` zeros before another symbol,
     the last entry zeros alone."""
@@ -95,13 +95,14 @@ class EntropyTables:
                 break
         channels = len(pmfs)
         cdf, start = _cumulative({c: made[c].value for c in live}, channels)
+        shift = [np.append(made[c].shift, 0) for c in live]
         run_cdf, run_start = _cumulative({c: made[c].run for c in live if len(made[c].run)}, channels)
         return cls(
             precision,
             cdf,
             start,
             np.array([made[c].offset if c in made else 0 for c in range(channels)], np.int32),
-            np.array([made[c].shift if c in made else 0 for c in range(channels)], np.uint8),
+            np.concatenate([np.zeros(0, np.uint8), *shift]).astype(np.uint8),
             run_cdf,
             run_start,
             np.asarray(median, np.float32),
@@ -112,8 +113,17 @@ class EntropyTables:
         total = 0.0
         for c in channels:
             p = np.diff(self.cdf[self.start[c] : self.start[c + 1]].astype(np.float64)) / 2**self.precision
-            total += float(-np.sum(p * np.log2(p))) + float(self.shift[c])
+            total += float(np.sum(p * (self.shift[self.start[c] : self.start[c + 1] - 1] - np.log2(p))))
         return total
+
+    def first_symbols(self) -> npt.NDArray[np.int32]:
+        """(entries,) the first symbol of each entry; where a table ends, the first one after it."""
+        width = np.left_shift(1, self.shift.astype(np.int64))
+        live = np.diff(self.start) > 0
+        width[self.start[1:][live] - 1] = 0
+        below = np.cumsum(width) - width
+        owner = np.repeat(np.arange(self.channels), np.diff(self.start))
+        return (self.offset[owner] + below - below[self.start[owner]]).astype(np.int32)
 
     def to_tensors(self) -> dict[str, Array]:
         """Arrays by name, as they stand in tables.safetensors."""
@@ -165,25 +175,28 @@ def _fault(tables: EntropyTables) -> str | None:
         return f"precision {t.precision} is not {MIN_PRECISION} to {MAX_PRECISION}"
     if not 1 <= t.channels <= MAX_CHANNELS:
         return f"{t.channels} channels, 1 to {MAX_CHANNELS} are allowed"
-    if {len(t.start), len(t.run_start)} != {t.channels + 1} or {len(t.median), len(t.shift)} != {t.channels}:
-        return "start, run_start, offset, shift and median are not of one length"
+    if {len(t.start), len(t.run_start)} != {t.channels + 1} or len(t.median) != t.channels:
+        return "start, run_start, offset and median are not of one length"
+    if len(t.shift) != len(t.cdf) or np.any(t.shift > MAX_SHIFT):
+        return f"shift is not a number up to {MAX_SHIFT} for each place of cdf"
     for name, cdf, start in (("cdf", t.cdf, t.start), ("run_cdf", t.run_cdf, t.run_start)):
         lengths = np.diff(start)
         if start[0] != 0 or start[-1] != len(cdf) or np.any((lengths < 2) & (lengths != 0)):
             return f"{name} is not cut into tables"
         if np.any(lengths > MAX_ENTRIES + 1):
             return f"a table of {name} has more than {MAX_ENTRIES} entries"
-    ends = t.offset.astype(np.int64) + np.diff(t.start) - 1
+    if np.any(t.shift[t.start[1:][~t.dead] - 1]):
+        return "shift is not 0 where a table ends"
+    if np.any(np.abs(t.offset.astype(np.int64)) > 1 << 30):
+        return "an offset is out of range"
+    ends = np.ones(t.channels, np.int64)
+    ends[~t.dead] = t.first_symbols()[t.start[1:][~t.dead] - 1]
     totals = np.where(t.sparse, 1 << RUN_PRECISION, 1 << t.precision)
     rules = {
         "a channel has runs but no symbols": not np.any(t.sparse & t.dead),
         "a run table has a single entry, so that its runs are all of no zeros": not np.any(np.diff(t.run_start) == 2),
         "a sparse channel's table does not hold 0": not np.any(t.sparse & ((t.offset > 0) | (ends <= 0))),
-        f"a channel has more raw bits than {MAX_SHIFT}, or some that is not dense": not np.any(
-            t.shift > np.where(t.sparse | t.dead, 0, MAX_SHIFT)
-        ),
         "a median is not a number": bool(np.all(np.isfinite(t.median))),
-        "an offset is out of range": not np.any(np.abs(t.offset.astype(np.int64)) > 1 << 30),
         "a cumulative table does not rise from 0 to its sum": _rises(t.cdf, t.start, totals)
         and _rises(t.run_cdf, t.run_start, totals),
     }

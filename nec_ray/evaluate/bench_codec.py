@@ -135,7 +135,8 @@ def _of_codec(codec: Codec) -> Latent:
             pmfs.append(np.ones(1))
             continue
         frequency = np.diff(tables.cdf[tables.start[c] : tables.start[c + 1]].astype(np.float64))
-        pmf = np.repeat(frequency / frequency.sum(), 1 << tables.shift[c]) / (1 << tables.shift[c])
+        width = 1 << tables.shift[tables.start[c] : tables.start[c + 1] - 1].astype(np.int64)
+        pmf = np.repeat(frequency / frequency.sum() / width, width)
         if tables.sparse[c]:
             other = tables.run_cdf[tables.run_start[c] + 1] / 2**16  # the chance of a run of no zeros
             pmf[-offset[c]] = 0

@@ -27,8 +27,8 @@ class Channel(Protocol):
 
     cdf: list[int]
     runs: list[int]
-    offset: int
-    shift: int
+    firsts: list[int]
+    shifts: list[int]
 
 
 def varint(value: int) -> bytes:
@@ -60,16 +60,14 @@ def encode_layer(
     tokens = len(columns[0])
     escapes, dense, sparse = [], [], []
     for c, channel in enumerate(channels):
-        entries = [channel.offset + i for i in range(max(0, len(channel.cdf) - 1) << channel.shift)] or [0]
-        coded = [min(max(value, entries[0]), entries[-1]) for value in columns[c]]
+        low, high = (channel.firsts[0], channel.firsts[-1] - 1) if channel.cdf else (0, 0)
+        coded = [min(max(value, low), high) for value in columns[c]]
         escapes += [(c * tokens + t, v) for t, v in enumerate(columns[c]) if v != coded[t]]
         if channel.runs:
             sparse += run_steps(coded, channel)
         elif channel.cdf:
             for t, value in enumerate(coded):
-                entry, raw = divmod(value - channel.offset, 2**channel.shift)
-                dense.append((t % lanes, step(channel.cdf, entry), precision))
-                dense.append((t % lanes, (raw, 1), channel.shift))
+                dense += [(t % lanes, *one) for one in symbol_steps(value, channel, precision)]
     live = [channel for channel in channels if channel.cdf]
     has_dense = any(not channel.runs for channel in live)
     body = b""
@@ -84,15 +82,14 @@ def encode_layer(
         stream: list[int] = []
         if any(channel.runs for channel in live):
             one = Encoder(LOWER, stream)
-            for below, frequency in reversed(sparse):
-                one.put(below, frequency, 16)
+            for (below, frequency), bits in reversed(sparse):
+                one.put(below, frequency, bits)
             stream += [one.state % 2**16, one.state // 2**16]
         stream.reverse()
         words: list[int] = []
         states = [Encoder(LOWER + word, words) for word in [*stream, *[0] * lanes][:lanes]] if has_dense else []
         for lane, (below, frequency), bits in reversed(dense):
-            if bits:
-                states[lane].put(below, frequency, bits)
+            states[lane].put(below, frequency, bits)
         flags += lanes.bit_length() - 1 if has_dense else 0
         body += b"".join(one.state.to_bytes(4, "little") for one in states)
         rest = stream[lanes:] if has_dense else stream
@@ -105,16 +102,24 @@ def step(cdf: Sequence[int], entry: int) -> tuple[int, int]:
     return cdf[entry], cdf[entry + 1] - cdf[entry]
 
 
-def run_steps(column: Sequence[int], channel: Channel) -> list[tuple[int, int]]:
-    """(cumulative frequency, frequency) of each run and each symbol between runs."""
+def symbol_steps(value: int, channel: Channel, precision: int) -> list[tuple[tuple[int, int], int]]:
+    """((cumulative frequency, frequency), bits) of the entry of a symbol and of its raw bits."""
+    entry = next(i for i in range(len(channel.cdf) - 1) if value < channel.firsts[i + 1])
+    bits = channel.shifts[entry]
+    raw = [((value - channel.firsts[entry], 1), bits)] if bits else []
+    return [(step(channel.cdf, entry), precision), *raw]
+
+
+def run_steps(column: Sequence[int], channel: Channel) -> list[tuple[tuple[int, int], int]]:
+    """The steps of each run and each symbol between runs."""
     steps, t = [], 0
     while t < len(column):
         most = min(len(channel.runs) - 2, len(column) - t)
         run = next((r for r in range(most) if column[t + r]), most)
         if run == most:
-            steps.append((channel.runs[most], 2**16 - channel.runs[most]))
+            steps.append(((channel.runs[most], 2**16 - channel.runs[most]), 16))
             t += most
         else:
-            steps += [step(channel.runs, run), step(channel.cdf, column[t + run] - channel.offset)]
+            steps += [(step(channel.runs, run), 16), *symbol_steps(column[t + run], channel, 16)]
             t += run + 1
     return steps

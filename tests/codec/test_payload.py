@@ -158,6 +158,26 @@ def test_tiles_of_no_one_and_very_many_tokens() -> None:
                 assert np.array_equal(decoded.reshape(tile.shape), tile)
 
 
+@pytest.mark.parametrize("tokens", [64, 196, 1024])
+@pytest.mark.parametrize("peak", [0.0, 0.3, 0.9, 0.97])
+def test_heavy_tails_cost_little_more_than_the_models_entropy(tokens: int, peak: float) -> None:
+    """A peak at 0 and tails of many rare symbols: narrow entries in the middle, wide ones outside."""
+    steps = np.arange(-3000, 3001)
+    cauchy = 1 / (1 + steps.astype(float) ** 2)
+    pmf = (1 - peak) * cauchy / cauchy.sum() + peak * (steps == 0)
+    channels = 24
+    tables = EntropyTables.from_pmf(
+        [pmf] * channels, np.full(channels, -3000), np.zeros(channels), np.zeros(channels, bool), tokens
+    )
+    rng = np.random.default_rng(4)
+    symbols = rng.choice(len(pmf), (8, tokens, channels), p=pmf / pmf.sum()).astype(np.int32) - 3000
+    model_bits = -np.log2(pmf[symbols + 3000]).sum(axis=(1, 2))
+    coder = PayloadCoder(tables, [LayerSpec(channels=channels, tokens=tokens)])
+    payloads = coder.compress(symbols)
+    assert np.array_equal(coder.decompress(payloads)[0], symbols)
+    assert np.all(payloads.length <= model_bits / 8 * 1.005 + 16)
+
+
 @pytest.mark.parametrize("precision", [12, 14, 16])
 @pytest.mark.parametrize("shift", [0, 3, 16])
 def test_the_dearest_symbols_fit_in_the_room_for_their_words(precision: int, shift: int) -> None:
@@ -169,7 +189,7 @@ def test_the_dearest_symbols_fit_in_the_room_for_their_words(precision: int, shi
         cdf=np.tile(cdf, 3),
         start=np.array([0, 3, 6, 9]),
         offset=np.zeros(3, np.int32),
-        shift=np.full(3, shift, np.uint8),
+        shift=np.tile(np.array([shift, shift, 0], np.uint8), 3),
         run_cdf=np.zeros(0, np.uint32),
         run_start=np.zeros(4, np.int64),
         median=np.zeros(3, np.float32),

@@ -32,6 +32,17 @@ def test_kinds_of_channels() -> None:
     assert np.array_equal(tables.sparse, (zero >= 0.95) & ~tables.dead)
 
 
+def test_entries_follow_one_another() -> None:
+    pmf = laplacian_pmf(900.0, 9000)
+    tables = EntropyTables.from_pmf([pmf, pmf[8950:9051]], np.array([-9000, -50]), np.zeros(2), np.zeros(2, bool))
+    firsts = tables.first_symbols()
+    for c in range(2):
+        mine = slice(tables.start[c], tables.start[c + 1])
+        assert firsts[mine][0] == tables.offset[c]
+        assert np.array_equal(np.diff(firsts[mine]), 1 << tables.shift[mine][:-1].astype(int))
+    assert tables.shift.any()
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 1000.0])
 def test_tables_cost_at_most_half_a_percent_more_than_the_entropy(scale: float) -> None:
     """Of the symbols that have an entry; the payload tests count escapes and all."""
@@ -39,8 +50,8 @@ def test_tables_cost_at_most_half_a_percent_more_than_the_entropy(scale: float) 
     pmf = laplacian_pmf(scale, radius)
     tables = EntropyTables.from_pmf([pmf], np.array([-radius]), np.zeros(1), np.zeros(1, bool), 200)
     frequency = np.diff(tables.cdf.astype(float))
-    shift = int(tables.shift[0])
-    symbols = int(tables.offset[0]) + np.arange(len(frequency) << shift)
+    widths = 1 << tables.shift[:-1].astype(int)
+    symbols = int(tables.offset[0]) + np.arange(widths.sum())
     p = pmf[np.clip(symbols + radius, 0, 2 * radius)]
     entropy = -np.sum(p * np.log2(p))
     if tables.sparse[0]:
@@ -50,11 +61,11 @@ def test_tables_cost_at_most_half_a_percent_more_than_the_entropy(scale: float) 
         chance = np.append((1 - zero) * zero**length, zero ** len(length))
         other = np.where(symbols == 0, 0, p)
         per_run = np.sum(chance * (16 - np.log2(runs)))
-        per_value = np.sum(other / other.sum() * (16 - np.log2(frequency)))
+        per_value = np.sum(other / other.sum() * np.repeat(16 + np.log2(widths) - np.log2(frequency), widths))
         tokens = np.sum(chance[:-1] * (length + 1)) + chance[-1] * len(length)
         cost = (per_run + (1 - chance[-1]) * per_value) / tokens
     else:
-        cost = np.sum(p * (tables.precision + shift - np.log2(np.repeat(frequency, 1 << shift))))
+        cost = np.sum(p * np.repeat(tables.precision + np.log2(widths) - np.log2(frequency), widths))
     assert entropy * 0.999 <= cost <= entropy * 1.005
 
 
@@ -82,6 +93,7 @@ def test_a_run_table_of_one_entry_is_refused() -> None:
         ("offset", lambda a: a + 100),
         ("shift", lambda a: a + np.uint8(17)),
         ("shift", lambda a: a[:-1]),
+        ("shift", lambda a: np.where(np.arange(len(a)) == len(a) - 1, 1, a).astype(np.uint8)),
         ("run_cdf", lambda a: a[:-1]),
         ("run_cdf", lambda a: a[::-1]),
         ("run_start", lambda a: a[::-1]),
