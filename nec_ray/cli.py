@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from nec_ray.cli_archive import AtVersion, archive_app
 from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError
 from nec_ray.printing import NOTES, Format, number, print_facts, print_result, print_rows, progress_bar, say_unless
 
@@ -30,7 +31,7 @@ class _Commands(TyperGroup):
             raise _Stopped(str(stop) if isinstance(stop, Interrupted) else _STOPPED) from None
 
 
-_STOPPED = "stopped; run the same command again to go on"
+_STOPPED = "stopped; nothing is lost, the same command can be run again"
 
 app = typer.Typer(
     name="nec",
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 tiles_app = typer.Typer(no_args_is_help=True, help="Tile catalogs: where each tile's pixels are.")
 app.add_typer(tiles_app, name="tiles")
+app.add_typer(archive_app, name="archive")
 bench_app = typer.Typer(no_args_is_help=True, help="Figures measured side by side with the alternatives, in one run.")
 app.add_typer(bench_app, name="bench")
 
@@ -67,7 +69,6 @@ def _local(given: str | Path) -> Path:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Where = Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")]
 Layers = Annotated[int | None, typer.Option(help="Only the first layers of each payload.", min=1)]
-AtVersion = Annotated[str | None, typer.Option("--version", help="Number of a version, or a time with its zone.")]
 
 
 class DecoderLayer(StrEnum):
@@ -99,11 +100,18 @@ def demo(
 def tiles_build(
     source: Annotated[
         str,
-        typer.Argument(help="GeoTIFF/COG, a folder of them, or a folder of images (class folders give labels)."),
+        typer.Argument(
+            help="GeoTIFF/COG, a folder of them, a folder of images (class folders give labels), a Zarr v3 array or "
+            "group (in a .zarr), or an MMEarth .h5 file."
+        ),
     ],
     out: Annotated[str, typer.Option(help="The catalog, a Parquet file: a path or URL.")],
     tile_size: Annotated[
-        int | None, typer.Option(help="Pixels a side of a window (GeoTIFF); 64 where not given.", min=1)
+        int | None,
+        typer.Option(
+            help="Pixels a side of a window; where not given 64 for GeoTIFFs and Zarr, and other images stay whole.",
+            min=1,
+        ),
     ] = None,
     bands: Annotated[
         str | None, typer.Option(help="Names of the bands, comma-separated, where the file has none.")
@@ -151,8 +159,8 @@ def train(
     ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as train.beta=0.02.")] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder of the run; the codec is written to OUT/codec.", parser=_local)
-    ] = Path("nec-train"),
+        str, typer.Option(help="Folder of the run, a path or URL; the codec is written to OUT/codec.")
+    ] = "nec-train",
     restart: Annotated[
         bool, typer.Option(help="Throw an earlier run in OUT away instead of going on with it.")
     ] = False,
@@ -165,10 +173,13 @@ def train(
 
     parsed = read_recipe(recipe, set_ or [])
     with _unless_restarted(restart):
-        folder = run(parsed, out, restart=restart, progress=say_unless(as_json))
-    codec = load_codec(folder)
+        result = run(parsed, out, restart=restart, progress=say_unless(as_json))
+    if not parsed.train.adapt_epochs:
+        print_facts({"weights": result}, as_json)
+        return
+    codec = load_codec(result)
     facts = {
-        "codec": str(folder),
+        "codec": result,
         "codec_id": codec.id,
         "bits_per_symbol": codec.spec.lineage.bits_per_symbol,
     }
@@ -180,7 +191,10 @@ def encode(
     catalog: Annotated[str, typer.Argument(help="A tile catalog.")],
     archive: Annotated[str, typer.Argument(help="The archive: a path or URL; created where it is not there.")],
     codec: Annotated[
-        str | None, typer.Option(help="Codec directory, or first digits of the id of one in the archive.")
+        str | None,
+        typer.Option(
+            help="Codec directory, or first digits of the id of one in the archive. Not given: the archive's own."
+        ),
     ] = None,
     where: Where = None,
     workers: Annotated[int | None, typer.Option(help="Encoder processes; one a core where not given.", min=1)] = None,
@@ -194,16 +208,17 @@ def encode(
     from nec_ray.runtime.encode import prepare
 
     if dry_run:
-        _, chosen, todo, _, _ = prepare(
+        with prepare(
             catalog, archive, codec_url=codec, where=where, retry_failed=retry_failed, create=False
-        )
-        facts = {
-            "archive": archive,
-            "codec_id": chosen.id,
-            "tiles": todo.tiles,
-            "to_encode": todo.todo,
-            "shards": todo.shards_todo,
-        }
+        ) as prepared:
+            todo = prepared.plan
+            facts = {
+                "archive": archive,
+                "codec_id": prepared.codec.id,
+                "tiles": todo.tiles,
+                "to_encode": todo.todo,
+                "shards": todo.shards_todo,
+            }
         print_facts(facts, as_json)
         return
     with progress_bar("encoding tiles", as_json) as advance:
@@ -217,6 +232,64 @@ def encode(
             retry_failed=retry_failed,
             progress=lambda done, todo, _: advance(done, todo),
         )
+    print_facts(account.to_dict(), as_json, account.lines())
+
+
+@app.command()
+def reencode(
+    archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
+    codec: Annotated[
+        str | None,
+        typer.Option(help="Bring tiles under this codec: a codec directory, or first digits of an id in the archive."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Instead of --codec: keep only the first layers of each payload.", min=1)
+    ] = None,
+    where: Where = None,
+    from_tiles: Annotated[
+        str | None, typer.Option(help="A tile catalog: encode from its pixels instead of transcoding payloads.")
+    ] = None,
+    max_distortion: Annotated[
+        float | None,
+        typer.Option(help="Refuse a cell of tiles that would lose more than this share of its embeddings' variance."),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of all these: the rules of a TOML file; its keys are in schemas/policy.schema.json.",
+            parser=_local,
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Tasks at a time; one a core where not given.", min=1)] = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and what it would cost; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring tiles of an archive under another codec, or drop layers; readers are not disturbed.
+
+    From payloads where the encoder stays the same, from pixels otherwise. The same command again goes on after any
+    stop, and does nothing to tiles that are what they should be.
+    """
+    from nec_ray.runtime.policy import one_rule, read_policy
+    from nec_ray.runtime.reencode import dry_run as look
+    from nec_ray.runtime.reencode import reencode as run
+
+    rule = {"codec": codec, "layers": layers, "where": where, "tiles": from_tiles, "max_distortion": max_distortion}
+    if (codec is not None) + (layers is not None) + (policy is not None) != 1:
+        raise InputError(f"{archive}: give one of --codec, --layers and --policy")
+    if policy is not None:
+        if any(value is not None for value in rule.values()):
+            raise InputError(f"{policy}: the policy's rules say this; leave --where and the like out")
+        asked = read_policy(policy).model_copy(update={"archive": archive})
+    else:
+        asked = one_rule(archive, **rule)
+    if dry_run:
+        account = look(asked)
+    else:
+        with progress_bar("re-encoding tiles", as_json) as advance:
+            account = run(asked, workers=workers, local=local, progress=advance)
     print_facts(account.to_dict(), as_json, account.lines())
 
 
@@ -245,7 +318,7 @@ def pull(
 ) -> None:
     """Fetch and decode embeddings."""
     from nec_ray.archive import open_archive
-    from nec_ray.archive.export import check_out, write_pull
+    from nec_ray.archive.pull_files import check_out, write_pull
 
     check_out(out)
     pulled = open_archive(archive, version).pull(where, layers)
@@ -268,9 +341,16 @@ def head(
     out: Annotated[Path, typer.Option(help="Folder for the head, its metrics and pictures.", parser=_local)],
     labels: Annotated[
         str | None,
-        typer.Option(help="Parquet, CSV or GeoJSON, or a catalog; the archive's own labels where not given."),
+        typer.Option(
+            help="Parquet, CSV or GeoJSON, or a catalog; the archive's own labels where not given. For segmentation a "
+            "folder of PNG or GeoTIFF masks named like tiles or their source images, or one label GeoTIFF."
+        ),
     ] = None,
-    task: Annotated[str, typer.Option(help="classification")] = "classification",
+    task: Annotated[str, typer.Option(help="classification or segmentation")] = "classification",
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Values or colours of the classes of masks (JSON); classes.json beside them if not given."),
+    ] = None,
     decoder_layer: Annotated[
         DecoderLayer, typer.Option(help="Use the codec's first decoder layer.")
     ] = DecoderLayer.none,
@@ -289,17 +369,43 @@ def head(
             labels,
             out,
             task=task,
+            classes=classes,
             decoder_layer=decoder_layer.value,
             layers=layers,
             where=where,
             seed=seed,
             progress=advance,
         )
-    shown = ("accuracy", "majority", "tiles", "train_tiles", "test_tiles", "bytes_per_tile")
+    shown = ["accuracy", "mean_iou", "majority", "tiles", "train_tiles", "test_tiles", "bytes_per_tile"]
     print_facts(
         metrics,
         as_json,
-        [f"{key.replace('_', ' ')}: {number(metrics[key])}" for key in shown] + [f"results: {out}"],
+        [f"{key.replace('_', ' ')}: {number(metrics[key])}" for key in shown if key in metrics] + [f"results: {out}"],
+    )
+
+
+@app.command()
+def evaluate(
+    config: Annotated[
+        Path, typer.Argument(help="A TOML file; its keys are in schemas/evaluation.schema.json.", parser=_local)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, the picture and the heads.", parser=_local)],
+    as_json: Json = False,
+) -> None:
+    """Compare methods by accuracy and bytes: the same heads on the same tiles, with several seeds."""
+    from nec_ray.evaluate.compare import RATE_ACCURACY_PNG, compare
+    from nec_ray.evaluate.experiment import read_experiment
+
+    with progress_bar("training heads", as_json) as advance:
+        document = compare(read_experiment(config), out, advance)
+    lines = [
+        f"{row['method']}: accuracy {row['accuracy']:.3f}"
+        + (f" (spread {row['accuracy_std']:.3f} over {row['seeds']} seeds)" if row["accuracy_std"] is not None else "")
+        + f", {row['bytes_per_tile']:,.0f} bytes a tile"
+        for row in document["summary"]
+    ]
+    print_facts(
+        {"out": str(out), "summary": document["summary"]}, as_json, [*lines, f"picture: {out / RATE_ACCURACY_PNG}"]
     )
 
 
@@ -307,7 +413,14 @@ def head(
 def predict(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     head_dir: Annotated[Path, typer.Option("--head", help="Folder that `nec head` wrote.", parser=_local)],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.", parser=_local)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Parquet file to write; for a segmentation head a GeoTIFF (.tif) that mosaics the tiles, or a folder "
+            "for a PNG a tile and tiles.parquet, which names them.",
+            parser=_local,
+        ),
+    ],
     where: Where = None,
     as_json: Json = False,
 ) -> None:
@@ -320,6 +433,15 @@ def predict(
     print_facts({"out": str(out), "tiles": table.num_rows}, as_json)
 
 
+def _print_report(report: dict[str, Any], as_json: bool) -> None:
+    """A benchmark's report: whole as JSON, or its machine and then its rows."""
+    if as_json:
+        print_facts(report, as_json)
+        return
+    print_facts(report["machine"], as_json)
+    print_rows(report["rows"])
+
+
 @bench_app.command("codec")
 def bench_codec(
     codec: Annotated[str | None, typer.Option(help="Real symbols and tables: a codec directory.")] = None,
@@ -330,11 +452,76 @@ def bench_codec(
     from nec_ray.evaluate.bench_codec import bench_codec as run
 
     report = run(load_codec(codec) if codec else None, say=say_unless(as_json))
-    if as_json:
-        print_facts(report, as_json)
-        return
-    print_facts(report["machine"], as_json)
-    print_rows(report["rows"])
+    _print_report(report, as_json)
+
+
+@bench_app.command("encode")
+def bench_encode(
+    codec: Annotated[
+        str | None, typer.Option(help="A codec for red, green and blue; random weights of a ViT-Ti/16 by default.")
+    ] = None,
+    tiles: Annotated[int, typer.Option(help="Tiles of a run.", min=512)] = 2048,
+    repeats: Annotated[int, typer.Option(help="Runs of each kind; the median counts.", min=1)] = 2,
+    memory: Annotated[bool, typer.Option(help="Measure memory at 10,000 and at 100,000 tiles too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Tiles a second, start-up and memory of encoding on Ray beside the bare loop on the same cores."""
+    from nec_ray.runtime.bench_encode import bench_encode as run
+
+    report = run(codec, tiles, repeats=repeats, memory=memory, say=say_unless(False))  # to stderr: it takes long
+    _print_report(report, as_json)
+
+
+@bench_app.command("planning")
+def bench_planning(
+    tiles: Annotated[int, typer.Option(help="Tiles of the catalog.", min=1000)] = 200_000,
+    folder: Annotated[Path | None, typer.Option(help="Where to write, about 400 bytes a tile.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Seconds and memory of plan, packs, index, query and pull over a catalog of any size, without pixels."""
+    from nec_ray.runtime.bench_planning import bench_planning as run
+
+    report = run(tiles, folder, say=say_unless(False))  # to stderr: it takes long
+    _print_report(report, as_json)
+
+
+@bench_app.command("pull")
+def bench_pull(
+    tiles: Annotated[int, typer.Option(help="Tiles of the synthetic archive.", min=1000)] = 200_000,
+    s3: Annotated[
+        str | None,
+        typer.Option(
+            help="s3:// prefix to write to and remove again; by default a SeaweedFS of its own, if installed."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Processes for each timing; the fastest counts.", min=1)] = 3,
+    layout: Annotated[
+        list[str] | None, typer.Option(help="Only this layout (nec, parquet, lance, zarr, npy); may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bytes, requests and seconds of five pulls, beside Parquet, Lance, Zarr and .npy files, locally and over S3."""
+    from nec_ray.evaluate.bench_pull import bench_pull as run
+
+    report = run(tiles, s3, layouts=layout, repeats=repeats, say=say_unless(False))  # to stderr: it takes long
+    _print_report(report, as_json)
+
+
+@bench_app.command("train")
+def bench_train(
+    size: Annotated[str, typer.Option(help="micro, tiny, small, base or large.")] = "base",
+    pixels: Annotated[int, typer.Option(help="Pixels a side, a multiple of 16.", min=16)] = 224,
+    batch: Annotated[
+        int | None, typer.Option(help="Tiles a call; 8 on a CPU, 256 on a GPU where not given.", min=1)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Speed of the training step and the encoder beside timm's plain ViT: samples a second, FLOP utilisation."""
+    from nec_ray.evaluate.bench_train import bench_train as run
+
+    report = run(size, pixels, batch=batch, device=device, say=say_unless(as_json))
+    _print_report(report, as_json)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 NecError
 ├── InputError            what was asked for is wrong: change the command and run it again
 │   ├── NotFound              a file, folder, URL, codec or version that is not there
+│   │   └── NoBucket              a bucket that is not there
 │   ├── BadSource             a source that cannot be read as tiles
 │   ├── BadCatalog            a Parquet file that is not a tile catalog
 │   ├── BadRecipe             a recipe or config with an unknown key or an impossible value
@@ -11,6 +12,7 @@ NecError
 │   ├── BadCheckpoint         a checkpoint that is not what its name says
 │   ├── CodecMismatch         a codec, head or archive that does not fit the other
 │   ├── MixedCodecs           embeddings of several encoders in one pull
+│   ├── TooMuchLoss           a re-encoding that would lose more than is allowed
 │   └── MissingDependency     an optional package that this command needs
 ├── DataError             bytes are damaged: restore them, or encode again
 │   ├── CorruptPayload
@@ -19,7 +21,10 @@ NecError
 │   └── CorruptIndex
 ├── UnsupportedFormat     written by a later release: update nec_ray
 ├── ConflictError         somebody else committed first: read the new version and try again
+│   ├── LeaseHeld             another run is at work: run the same command again when it is done
+│   └── LeaseLost             this run was taken for dead and another may be at work: the same
 ├── StorageError          the store refused or broke off: check it, then run the same command again
+│   └── TooShort              an object that ends before the bytes asked for
 └── RunError              a training or encoding run failed as a whole: its message says how to go on
 """
 
@@ -34,6 +39,10 @@ class InputError(NecError):
 
 class NotFound(InputError):
     """A file, folder, URL, codec or version that is not there."""
+
+
+class NoBucket(NotFound):
+    """A bucket that is not there."""
 
 
 class BadSource(InputError):
@@ -66,6 +75,10 @@ class CodecMismatch(InputError):
 
 class MixedCodecs(InputError):
     """Embeddings of several encoders in one pull."""
+
+
+class TooMuchLoss(InputError):
+    """A re-encoding that would lose more than is allowed."""
 
 
 class MissingDependency(InputError):
@@ -105,8 +118,20 @@ class ConflictError(NecError):
     """Another writer changed the same rows first."""
 
 
+class LeaseHeld(ConflictError):
+    """Another run has the lease."""
+
+
+class LeaseLost(ConflictError):
+    """This run no longer has its lease."""
+
+
 class StorageError(NecError):
     """The store refused, or broke off."""
+
+
+class TooShort(StorageError):
+    """An object that ends before the bytes asked for: damage, not an outage."""
 
 
 class RunError(NecError):

@@ -153,9 +153,16 @@ def print_result(result: Any, format_: Format) -> None:
     """An Arrow table, in one of the formats.
 
     Raises:
-        InputError: Parquet to a terminal.
+        InputError: Parquet to a terminal, or a value that only Parquet can hold.
     """
     result = result.rename_columns(_distinct(result.column_names))
+    try:
+        _print_result(result, format_)
+    except (OverflowError, ValueError) as error:  # Arrow's: dates of years that Python does not know, and the like
+        raise InputError(f"a value of the result cannot be printed ({error}); cast it to VARCHAR") from None
+
+
+def _print_result(result: Any, format_: Format) -> None:
     if format_ is Format.table:
         _OUT.print(_as_table(result.slice(0, _ROWS_SHOWN)))
         if result.num_rows > _ROWS_SHOWN:

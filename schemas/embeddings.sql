@@ -1,2 +1,3 @@
--- The view over an archive's version that `nec query` and `archive.sql` see; $FILES is the version's explicit file list.
-CREATE VIEW embeddings AS SELECT * FROM $FILES
+-- The view over an archive's version that `nec query` and `archive.sql` see; $FILES is the version's
+-- explicit file list, $COLUMNS the columns of index.json.
+CREATE TEMP VIEW embeddings AS SELECT $COLUMNS FROM $FILES

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from nec_ray.cli import main
 from nec_ray.tiles import build_catalog, builtin_scene, write_catalog
 from tests.archive.make import Made, filled_archive
 from tests.runtime.make import random_codec
@@ -20,7 +21,17 @@ from tests.runtime.make import random_codec
 
 def nec(*arguments: str | Path, text: bool = True) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", "from nec_ray.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=text, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=text, check=False, timeout=600)
+
+
+def nec_here(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """The same in this process: dozens of starts of Python take minutes."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["nec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return subprocess.CompletedProcess(list(arguments), int(stop.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +105,7 @@ def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]
     broken.write_bytes(b"II*\0 but nothing more")
     return {
         "no such source": (["tiles", "build", folder / "none", "--out", folder / "c"], "nothing is there"),
-        "no image": (["tiles", "build", text, "--out", folder / "c"], "no GeoTIFF, JPEG or PNG"),
+        "no image": (["tiles", "build", text, "--out", folder / "c"], "no GeoTIFF, JPEG, PNG"),
         "broken image": (["tiles", "build", broken, "--out", folder / "c"], "cannot be read as an image"),
         "no such catalog": (["encode", folder / "none", folder / "a"], "none"),
         "no catalog": (["encode", text, folder / "a"], "Parquet"),
@@ -123,6 +134,11 @@ def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]
         "no such recipe": (["train", folder / "none.toml"], "no recipe there"),
         "unknown key": (["train", recipe], "train.betta"),
         "no such labels": (["head", made.url, "--labels", folder / "none", "--out", folder / "h"], "none"),
+        "a grace for ever": (["archive", "gc", made.url, "--grace", "999999999w"], "no duration"),
+        "digits of another script": (["query", made.url, "SELECT 1", "--version", "²"], "a number or a time"),
+        "an empty condition": (["archive", "delete", made.url, "--where", ""], "an empty condition"),
+        "no value of Python's": (["query", made.url, "SELECT DATE '290000-01-01'"], "cast it to VARCHAR"),
+        "a web page": (["archive", "export", made.url, "--format", "stac", "--out", "s3://b/x"], "local folder"),
         "no such head": (["predict", made.url, "--head", folder / "none", "--out", folder / "p"], "none"),
     }
 
@@ -131,10 +147,8 @@ def test_a_mistake_gives_one_clear_line_and_exit_code_1(made: Made, tmp_path: Pa
     before = {path: path.read_bytes() for path in Path(made.url).rglob("*") if path.is_file()}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
     os.environ.update({**environment, "AWS_EC2_METADATA_DISABLED": "true"})
-    made_of = mistakes(made, tmp_path)
-    with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda mistake: nec(*mistake[0]), made_of.values()))
-    for (name, (_, says)), done in zip(made_of.items(), results, strict=True):
+    for name, (arguments, says) in mistakes(made, tmp_path).items():
+        done = nec_here(*arguments)
         assert done.returncode == 1, (name, done)
         assert done.stdout == "", name
         assert len(done.stderr.splitlines()) == 1, (name, done.stderr)
@@ -144,6 +158,27 @@ def test_a_mistake_gives_one_clear_line_and_exit_code_1(made: Made, tmp_path: Pa
     assert before == {path: path.read_bytes() for path in Path(made.url).rglob("*") if path.is_file()}
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "run").exists()
+
+
+_STOPPED_WHILE_LOADING = """
+import os, signal, sys
+
+class Loading:
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Loading())
+from nec_ray.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["nec_ray.cli", "typer", "rich.console"])
+def test_ctrl_c_while_the_command_is_loaded_is_one_line(module: str) -> None:
+    command = [sys.executable, "-c", _STOPPED_WHILE_LOADING, module]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nec: stopped; nothing was done\n")
 
 
 def test_odd_but_legal_results_are_printed(made: Made) -> None:
@@ -161,3 +196,81 @@ def test_wrong_usage_is_exit_code_2(made: Made) -> None:
     assert nec("query", made.url).returncode == 2
     assert nec("query", made.url, "SELECT 1", "--format", "xml").returncode == 2
     assert nec("nonsense").returncode == 2
+
+
+def test_the_upkeep_of_an_archive_by_commands(tmp_path: Path) -> None:
+    url = filled_archive(tmp_path).url
+    facts = json.loads(nec_here("archive", "info", url, "--json").stdout)
+    assert (facts["tiles"], facts["valid"], facts["version"]) == (40, 38, 1)
+    assert "38 valid" in nec_here("archive", "info", url).stdout
+    dry = json.loads(nec_here("archive", "delete", url, "--where", "status <> 'valid'", "--dry-run", "--json").stdout)
+    assert (dry["tiles"], dry["done"], dry["version"]) == (2, False, 1)
+    assert "deleted: 2 tiles" in nec_here("archive", "delete", url, "--where", "status <> 'valid'").stdout
+    versions = json.loads(nec_here("archive", "history", url, "--json").stdout)["versions"]
+    assert [(row["version"], row["operation"]) for row in versions] == [(2, "delete"), (1, "append"), (0, "create")]
+    assert "40 tiles" in nec_here("archive", "restore", url, "--version", "1").stdout
+    verified = nec_here("archive", "verify", url, "--json")
+    assert (verified.returncode, json.loads(verified.stdout)["checked"]) == (0, 38)
+    assert json.loads(nec_here("archive", "compact", url, "--json").stdout)["packs"] == 0
+    garbage = json.loads(nec_here("archive", "gc", url, "--grace", "0s", "--dry-run", "--json").stdout)
+    assert (garbage["removed"], garbage["packs"], garbage["index_files"]) == (False, 0, 1)
+    exported = nec_here("archive", "export", url, "--format", "geoparquet", "--out", tmp_path / "out.parquet", "--json")
+    assert json.loads(exported.stdout)["tiles"] == 38
+    [pack] = (Path(url) / "packs").rglob("*.pack")
+    data = bytearray(pack.read_bytes())
+    data[50] ^= 1
+    pack.write_bytes(data)
+    damaged = nec_here("archive", "verify", url)
+    assert damaged.returncode == 1
+    assert "SHA-256 differs" in damaged.stdout
+    shutil.rmtree(Path(url) / "index")
+    assert "no index there" in nec_here("archive", "info", url).stderr
+    assert "40 tiles" in nec_here("archive", "rebuild", url).stdout
+    wrong = nec_here("archive", "gc", url, "--grace", "soon")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "nec: error: soon: no duration; give a number and s, m, h, d or w, such as 7d\n",
+    )
+    for command in (
+        ["history"],
+        ["verify"],
+        ["gc"],
+        ["compact"],
+        ["delete", "--where", "true"],
+        ["restore", "--version", "1"],
+    ):
+        absent = nec_here("archive", command[0], tmp_path / "nothing", *command[1:])
+        assert (absent.returncode, absent.stdout) == (1, ""), command
+        assert "no archive there" in absent.stderr
+
+
+def test_reencode_looks_and_then_does(tmp_path: Path) -> None:
+    made = filled_archive(tmp_path)
+    command = ["reencode", made.url, "--layers", "1", "--where", "label = 'water'", "--local"]
+    text = nec_here(*command, "--dry-run").stdout
+    assert "20 tiles" in text
+    assert "nothing was written" in text
+    looked = json.loads(nec_here(*command, "--dry-run", "--json").stdout)
+    done = json.loads(nec_here(*command, "--json").stdout)
+    assert (looked["todo"], done["swapped"]) == (20, 20)
+    assert looked["bytes_after"] == done["bytes_after"]
+    assert "nothing to do" in nec_here(*command).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one of --codec, --layers and --policy"),
+        (["--codec", "x", "--layers", "1"], "give one of --codec, --layers and --policy"),
+        (["--layers", "1", "--from-tiles", "c"], "tiles is for a codec"),
+        (["--layers", "1", "--max-distortion", "-1"], "max_distortion"),
+        (["--layers", "9"], "9 layers are asked for"),
+        (["--policy", "none.toml"], "no policy there"),
+        (["--policy", "none.toml", "--where", "true"], "leave --where"),
+    ],
+)
+def test_reencode_refuses_what_cannot_be(made: Made, options: list[str], message: str) -> None:
+    done = nec_here("reencode", made.url, *options)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,7 +1,9 @@
 """`open_archive`: an archive pinned to one version, to query and to pull from."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,13 +12,18 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from nec_ray.archive.database import prepare
+from nec_ray.archive.datafile import DataFile
+from nec_ray.archive.filesystem import IndexFiles
 from nec_ray.archive.index import Index, Version
-from nec_ray.archive.layout import ArchiveInfo, archive_codec, read_info
-from nec_ray.archive.payloads import decode, fetch, references
-from nec_ray.archive.sql import Query
-from nec_ray.codec import Codec
-from nec_ray.errors import BadQuery, InputError, MixedCodecs
+from nec_ray.archive.kind import common_layers
+from nec_ray.archive.layout import ArchiveInfo, archive_codec, archive_spec, pack_codec, read_info
+from nec_ray.archive.payloads import References, decode, fetch, references, whole_references
+from nec_ray.archive.sql import Query, find
+from nec_ray.codec import Codec, CodecSpec, LayerSpec, Payloads
+from nec_ray.errors import BadQuery, InputError, NecError
 from nec_ray.storage import Store
 
 
@@ -52,9 +59,15 @@ class Archive:
     def __init__(self, store: Store, info: ArchiveInfo, version: Version) -> None:
         self._store = store
         self._version = version
+        self._files = IndexFiles(store, version.files)
         self.url = store.url
         self.info = info
         self.version = version.number
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """The data files of the version."""
+        return self._version.files
 
     def __repr__(self) -> str:
         return f"<Archive {self.url}, version {self.version}: {self._version.rows:,} tiles>"
@@ -71,18 +84,26 @@ class Archive:
         Raises:
             BadQuery: the SQL does not parse, or does more than read.
         """
-        return Query(self._store, self._version, query, params)
+        return Query(self._files, query, params)
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Index columns of the tiles that a condition picks, ordered by tile id."""
         return self.sql(
-            f"SELECT {', '.join(columns)} FROM embeddings WHERE {_condition(where)} ORDER BY tile_id"
+            f"SELECT {', '.join(columns)} FROM embeddings WHERE {bracketed(where)} ORDER BY tile_id"
         ).to_arrow_table()
+
+    def codec(self, codec_id: str) -> Codec:
+        """A codec of the archive, loaded once a process.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        return archive_codec(self._store, codec_id)
 
     def codecs(self, where: str | None = None) -> list[Codec]:
         """Codecs of the valid tiles that a condition picks."""
         ids = self.sql(
-            f"SELECT DISTINCT codec_id FROM embeddings WHERE status = 'valid' AND {_condition(where)} ORDER BY codec_id"
+            f"SELECT DISTINCT codec_id FROM embeddings WHERE status = 'valid' AND {bracketed(where)} ORDER BY codec_id"
         )
         return [archive_codec(self._store, codec_id) for (codec_id,) in ids.fetchall()]
 
@@ -96,55 +117,78 @@ class Archive:
 
         Raises:
             BadQuery: the condition does not parse.
-            MixedCodecs: the tiles have embeddings of several encoders, or of several shapes.
-            InputError: no tile fits, or the codec has fewer layers.
+            MixedCodecs: the tiles have embeddings of several encoders, or of several shapes: where codecs of one
+                encoder have different numbers of layers, ask for layers that all of them have.
+            InputError: no tile fits, or a codec has fewer layers.
             CorruptPayload: a payload fails its checksum; the message names the tile.
         """
-        condition = _condition(where)
+        wanted, first, chosen = self._wanted(where, layers, tile_ids, ordered=True)
+        shape = (len(wanted), first.tokens, sum(layer.channels for layer in chosen))
+        symbols, embeddings = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        for batch in fetch(self._store, wanted):
+            codec = archive_codec(self._store, batch.codec_id)
+            decoded = decode(codec, [wanted.tile_ids[i] for i in batch.number], batch.payloads, layers)
+            symbols[batch.number] = decoded
+            embeddings[batch.number] = codec.dequantise(decoded)
+        return Pull(
+            tile_ids=wanted.tile_ids,
+            symbols=symbols,
+            embeddings=embeddings,
+            grid=first.grid,
+            encoder_id=first.encoder_id,
+            layers=len(chosen),
+            n_bytes=wanted.length,
+        )
+
+    def payloads(
+        self, where: str | None = None, layers: int | None = None, tile_ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[list[str], str, Payloads]]:
+        """Payload bytes of the valid tiles that a condition picks, not decoded, some thousand tiles at a time.
+
+        `archive.codec(codec_id).decompress(payloads)` decodes them; until then the codec is not loaded.
+
+        Args:
+            where: an SQL condition over `embeddings`; all tiles where it is None.
+            layers: only the first layers of each payload; all where it is None.
+            tile_ids: only these tiles.
+
+        Yields:
+            Tile ids, their codec's id and their payloads, in the order in which they lie in the packs.
+
+        Raises:
+            The same as `pull`.
+        """
+        wanted, _, _ = self._wanted(where, layers, tile_ids, ordered=False)
+        for batch in fetch(self._store, wanted):
+            ids = [wanted.tile_ids[i] for i in batch.number]
+            yield ids, batch.codec_id, batch.payloads
+
+    def _wanted(
+        self, where: str | None, layers: int | None, tile_ids: Sequence[str] | None, *, ordered: bool
+    ) -> tuple[References, CodecSpec, list[LayerSpec]]:
+        """References of tiles, all of one encoder; what one of their codecs declares; and the layers to pull."""
+        condition = bracketed(where)
         params = None
         if tile_ids is not None:
             condition += " AND tile_id IN (SELECT unnest(?))"
             params = [list(tile_ids)]
-        rows = self.sql(
-            "SELECT tile_id, codec_id, payload FROM embeddings "
-            f"WHERE status = 'valid' AND {condition} ORDER BY tile_id",
-            params,
-        ).to_arrow_table()
+        # Lengths of layers are a list, which DuckDB reads a megabyte at a time: most pulls do without.
+        length = "n_bytes" if layers is None else "payload"
+        columns = f'tile_id, payload.pack, payload."offset", {length}'
+        rows = find(self._files, columns, f"status = 'valid' AND {condition}", params)
         if not rows.num_rows:
             raise InputError(f"{self.url}: no valid tile fits{f' {where}' if where else ''}; nothing to pull")
-        codecs = {codec_id: archive_codec(self._store, codec_id) for codec_id in rows["codec_id"].unique().to_pylist()}
-        self._check_one_encoder(list(codecs.values()))
-        first = next(iter(codecs.values()))
-        try:
-            chosen = first.layers(layers)
-        except ValueError as error:
-            raise InputError(f"{error}; ask for fewer layers") from None
-        names = rows["tile_id"].to_pylist()
-        payloads = fetch(self._store, references(names, rows["payload"].to_pylist()), layers)
-        shape = (len(names), first.spec.tokens, sum(layer.channels for layer in chosen))
-        symbols, embeddings = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        of_codec = np.array(rows["codec_id"].to_pylist())
-        for codec_id, codec in codecs.items():
-            mine = np.flatnonzero(of_codec == codec_id)
-            symbols[mine] = decode(codec, [names[i] for i in mine], [payloads[i] for i in mine], layers)
-            embeddings[mine] = codec.dequantise(symbols[mine])
-        return Pull(
-            tile_ids=names,
-            symbols=symbols,
-            embeddings=embeddings,
-            grid=first.spec.grid,
-            encoder_id=first.encoder_id,
-            layers=len(chosen),
-            n_bytes=np.array([len(payload) for payload in payloads], np.int64),
-        )
-
-    def _check_one_encoder(self, codecs: Sequence[Codec]) -> None:
-        shapes = {(codec.encoder_id, codec.spec.grid, tuple(codec.spec.layers)) for codec in codecs}
-        if len(shapes) > 1:
-            raise MixedCodecs(
-                f"{self.url}: these tiles have embeddings of {len(shapes)} kinds; "
-                f"pick one with a condition such as codec_id = '{codecs[0].id}'"
-            )
+        if ordered:  # DuckDB would take longer to sort than to read
+            rows = rows.take(pc.sort_indices(rows["tile_id"]))
+        tile_ids = rows["tile_id"].to_pylist()
+        if layers is None:
+            wanted = whole_references(tile_ids, rows["pack"], rows["offset"], rows["n_bytes"])
+        else:
+            wanted = references(tile_ids, rows["payload"], layers)
+        codec_ids = {pack_codec(name) for name in wanted.packs}
+        specs = {codec_id: archive_spec(self._store, codec_id) for codec_id in codec_ids}
+        chosen = common_layers(self.url, specs, layers)
+        return wanted, specs[min(specs)], chosen
 
 
 def open_archive(url: str | os.PathLike[str], version: int | datetime | str | None = None) -> Archive:
@@ -159,12 +203,25 @@ def open_archive(url: str | os.PathLike[str], version: int | datetime | str | No
         UnsupportedFormat: written by a later release.
     """
     store = Store(url)
-    info = read_info(store)
-    return Archive(store, info, Index(store).version(_parse_version(version)))
+    at = parse_version(version)
+    prepare()
+    with ThreadPoolExecutor(1) as pool:  # on an object store every request before the first byte is felt
+        info = pool.submit(read_info, store)
+        try:
+            found = Index(store).version(at)
+        except NecError:
+            info.result()  # no archive there at all is the better word
+            raise
+        return Archive(store, info.result(), found)
 
 
-def _parse_version(version: int | datetime | str | None) -> int | datetime | None:
-    if isinstance(version, str) and version.lstrip("-").isdigit():
+def parse_version(version: int | datetime | str | None) -> int | datetime | None:
+    """A version as a number or a time.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(version, str) and re.fullmatch(r"-?[0-9]+", version):
         version = int(version)
     if isinstance(version, int) and not 0 <= version < 1 << 63:
         raise InputError(f"version {version}: versions are numbered from 0")
@@ -176,8 +233,12 @@ def _parse_version(version: int | datetime | str | None) -> int | datetime | Non
         raise InputError(f"version {version!r}: give a number or a time such as 2026-11-21T10:00:00+00:00") from None
 
 
-def _condition(where: str | None) -> str:
-    """The condition in brackets that it cannot break out of."""
+def bracketed(where: str | None) -> str:
+    """The condition in brackets that it cannot break out of.
+
+    Raises:
+        BadQuery: it is no SQL condition.
+    """
     if not where or not where.strip():
         return "true"
     try:

@@ -1,51 +1,42 @@
 """The index: a Delta table whose GeoParquet data files we write, committed one transaction at a time.
 
-Every commit is attempted on exactly the version it was checked against (no retries inside delta-rs): when
-another writer came first, the new version is read, what changed is checked, and the commit is tried again.
-That makes writers serial where it counts, so that no tile id is ever there twice.
+Every commit is attempted on exactly the version it was checked against: when another writer came first, the new
+version is read, what changed is checked, and the commit is tried again. That makes writers serial where it counts,
+so that no tile id is ever there twice.
 """
 
-import json
+import hashlib
 import random
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
+from itertools import starmap
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-from nec_ray.archive.layout import INDEX
+from nec_ray.archive.datafile import DataFile, read_file, write_files
+from nec_ray.archive.log import Entry, Log
 from nec_ray.contracts import arrow_schema
-from nec_ray.errors import ConflictError, CorruptIndex, InputError, NotFound, StorageError
+from nec_ray.errors import ConflictError, CorruptIndex, InputError, NotFound
 from nec_ray.storage import Store
-from nec_ray.tiles.geoparquet import geoparquet_bytes
-from nec_ray.tiles.hilbert import spatial_order
 
 _DATA_FILE = re.compile(r"part-[0-9a-f]{32}\.parquet")
 _ATTEMPTS = 200
 _MAX_PAUSE_S = 1.0
-_STATISTICS = ("tile_id", "codec_id", "status", "acquired_at")
 
-
-@dataclass(frozen=True)
-class DataFile:
-    """One data file of a version."""
-
-    name: str
-    size: int
-    rows: int
-
-    @property
-    def path(self) -> str:
-        """Its name below the archive."""
-        return f"{INDEX}/{self.name}"
+Action = AddAction | RemoveAction
+Written = dict[tuple[str, bytes], list[AddAction]]
+"""Data files written for a commit, by the file that their rows were in before and the number of rows."""
+Changes = Mapping[str, datetime]
+"""Tile ids, with the `encoded_at` that their rows are known to have: a row with another one was changed."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +61,8 @@ class Commit:
     """Rows that are new or replace an older row."""
     dropped: int
     """Rows that were left out because another writer had committed their tiles first."""
+    files: tuple[str, ...] = ()
+    """Names of the data files that hold the rows added."""
 
 
 class Index:
@@ -77,52 +70,55 @@ class Index:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._uri = f"{store.url}/{INDEX}"
+        self._log = Log(store)
+        self._known: dict[str, npt.NDArray[np.uint64]] = {}
 
     def create(self) -> None:
         """Create the empty table (version 0) unless it is there."""
-        try:
-            DeltaTable.create(self._uri, Schema.from_arrow(arrow_schema("index.json")), mode="error", name="embeddings")
-        except DeltaError as error:
-            if not self._exists():
-                raise StorageError(f"{self._uri}: the index cannot be created ({_line(error)})") from error
+        self._log.create(arrow_schema("index.json"))
+
+    def exists(self) -> bool:
+        """Whether there is an index."""
+        return self._log.exists()
 
     def version(self, at: int | datetime | None = None) -> Version:
         """The newest version, that of a number, or the newest at a time.
 
         Raises:
             NotFound: no index, or no such version.
-            CorruptIndex: a file lies outside the index.
+            CorruptIndex: a file lies outside the index, or is listed twice.
         """
-        if isinstance(at, datetime):
-            at = self._number_at(at)
-        table = self._table(at)
+        table = self._log.open(self._number_at(at) if isinstance(at, datetime) else at)
         actions = pa.table(table.get_add_actions())
-        files = []
-        for name, size, rows in zip(
-            actions["path"].to_pylist(),
-            actions["size_bytes"].to_pylist(),
-            actions["num_records"].to_pylist(),
-            strict=True,
-        ):
-            if not _DATA_FILE.fullmatch(name) or rows is None:
-                raise CorruptIndex(f"{self._uri}: the log names {name[:120]!r}, which is no data file of this index")
-            files.append(DataFile(name, size, rows))
+        columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
+        files = [DataFile(*one) for one in zip(*columns, strict=True)]
+        for file in files:
+            if not _DATA_FILE.fullmatch(file.name) or file.rows is None or file.size < 0:
+                raise CorruptIndex(
+                    f"{self._log.uri}: the log names {file.name[:120]!r}, which is no data file of this index"
+                )
+        if len({file.name for file in files}) < len(files):
+            raise CorruptIndex(f"{self._log.uri}: the log names a data file twice")
         return Version(table.version(), tuple(sorted(files, key=lambda file: file.name)))
+
+    def history(self) -> list[Entry]:
+        """All commits, the newest first."""
+        return self._log.history()
 
     def read(self, files: Sequence[DataFile], columns: Sequence[str]) -> pa.Table:
         """Columns of data files, one after the other."""
         schema = arrow_schema("index.json")
         empty = pa.schema([schema.field(name) for name in columns]).empty_table()
-        return pa.concat_tables([empty, *(self._read_file(file, columns) for file in files)])
+        return pa.concat_tables([empty, *(read_file(self._store, file, columns) for file in files)])
 
-    def commit(
+    def append(
         self,
         base: Version,
         rows: pa.Table,
         *,
-        replaces: Mapping[str, datetime] | None = None,
+        replaces: Changes | None = None,
         shards: Sequence[str] = (),
+        apart: Collection[str] = (),
     ) -> Commit:
         """Add rows in one transaction, leaving out tiles that somebody else committed since `base`.
 
@@ -130,54 +126,133 @@ class Index:
             base: version that the rows were planned against: it holds none of their tile ids, but for those
                 in `replaces`.
             rows: schema `index.json`.
-            replaces: tile ids whose row in `base` is to be replaced, with the `encoded_at` it has there; a row
-                that changed since stays as it is.
+            replaces: tiles whose row in `base` is to be replaced; a row that changed since stays as it is.
             shards: ids of the shards in these rows, recorded as Delta application transactions.
+            apart: names of data files added since `base` that hold none of these tile ids, such as
+                the same run's.
 
         Raises:
             ConflictError: other writers came first every time.
             StorageError: the store refused.
         """
-        replaces = replaces or {}
+        fresh = rows
+        written: Written = {}
+        known = {*(file.name for file in base.files), *apart}
+
+        def actions(current: Version) -> list[Action]:
+            nonlocal fresh
+            fresh, outdated = self._split(known, current, rows, replaces or {})
+            return self._replace(outdated, fresh, written) if fresh.num_rows else []
+
+        version = self._transact(actions, "append", shards)
+        added = written.get(("", _digest(fresh["tile_id"])), []) if fresh.num_rows else []
+        return Commit(version, fresh.num_rows, rows.num_rows - fresh.num_rows, tuple(one.path for one in added))
+
+    def swap(
+        self,
+        changes: Changes,
+        rows: pa.Table,
+        operation: str,
+        *,
+        within: Collection[DataFile] | None = None,
+    ) -> Commit:
+        """Replace or remove rows in one transaction, all of them or none.
+
+        Args:
+            changes: the tiles whose rows go.
+            rows: what comes in their place, schema `index.json`; a tile without a row here is removed.
+            operation: what it is, for the history.
+            within: data files known to hold those tiles; they are looked at first.
+
+        Raises:
+            ConflictError: another writer changed or removed one of the tiles, or came first every time: read the
+                new version and try again.
+            StorageError: the store refused.
+        """
+        if not set(rows["tile_id"].to_pylist()) <= set(changes):
+            raise ValueError("a swap brings only tiles that it takes away")
+
+        written: Written = {}
+
+        def actions(current: Version) -> list[Action]:
+            return self._replace(self._locate(current, changes, within or ()), rows, written)
+
+        return Commit(self._transact(actions, operation), rows.num_rows, 0)
+
+    def replace_all(self, base: Version, rows: pa.Table, operation: str) -> int:
+        """Make these rows the whole of the index; the number of the version made.
+
+        Raises:
+            ConflictError: something was committed since `base`.
+        """
+
+        def actions(current: Version) -> list[Action]:
+            if current.number != base.number:
+                raise ConflictError(f"{self._log.uri}: another writer committed meanwhile; run the same command again")
+            return [*write_files(self._store, rows), *(file.removal() for file in current.files)]
+
+        return self._transact(actions, operation)
+
+    def files_since(self, version: int) -> set[DataFile]:
+        """The data files of a version and of all later ones."""
+        return {*self.version(version).files, *starmap(DataFile, self._log.added_since(version))}
+
+    def restore(self, number: int) -> int:
+        """Make the files of an older version the newest; the number of the version made.
+
+        Raises:
+            NotFound: no such version.
+            ConflictError: other writers came first every time.
+        """
         for attempt in range(_ATTEMPTS):
             current = self.version()
-            fresh, outdated = self._split(base, current, rows, replaces)
-            if not fresh.num_rows:
-                return Commit(current.number, 0, rows.num_rows)
-            kept = [self._without(file, ids) for file, ids in outdated.items()]
-            added = [self._write(part) for part in [fresh, *kept] if part.num_rows]
-            removed = [RemoveAction(file.name, True, int(time.time() * 1000)) for file in outdated]
-            if self._try_commit(current.number, [*added, *removed], shards):
-                return Commit(current.number + 1, fresh.num_rows, rows.num_rows - fresh.num_rows)
-            # Jitter, because writers that wait equally long collide again.
-            time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.02 * 2 ** min(attempt, 6))))
-        raise ConflictError(f"{self._uri}: other writers came first {_ATTEMPTS} times; run the same command again")
+            if self._log.restore(number, current.number):
+                return current.number + 1
+            _pause(attempt)
+        raise self._outrun()
 
-    def history(self) -> list[dict[str, object]]:
-        """Committed versions, newest first: number, time (UTC), operation."""
-        return [
-            {
-                "version": entry["version"],
-                "time": datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
-                "operation": entry.get("operation", ""),
-            }
-            for entry in self._table().history()
-        ]
+    def _transact(self, actions: Callable[[Version], list[Action]], operation: str, shards: Sequence[str] = ()) -> int:
+        """Commit the actions that a version asks for; the number of the version made, or found with nothing to do."""
+        name = secrets.token_hex(16)
+        for attempt in range(_ATTEMPTS):
+            current = self.version()
+            asked = actions(current)
+            if not asked:
+                return current.number
+            if self._log.commit(current.number, asked, operation, name, shards):
+                return current.number + 1
+            _pause(attempt)
+        raise self._outrun()
+
+    def _outrun(self) -> ConflictError:
+        return ConflictError(f"{self._log.uri}: other writers came first {_ATTEMPTS} times; run the same command again")
+
+    def _replace(self, outdated: Mapping[DataFile, pa.Array], rows: pa.Table, written: Written) -> list[Action]:
+        """Actions that take the ids of `outdated` out of their files and add `rows`.
+
+        What an earlier attempt has written of the same rows is not written again.
+        """
+        parts: dict[tuple[str, bytes], Callable[[], pa.Table]] = {("", _digest(rows["tile_id"])): lambda: rows}
+        for file, ids in outdated.items():
+            parts[file.name, _digest(ids)] = partial(self._without, file, ids)
+        for key, part in parts.items():
+            if key not in written:
+                left = part()
+                written[key] = list(write_files(self._store, left)) if left.num_rows else []
+        added = [action for key in parts for action in written[key]]
+        return [*added, *(file.removal() for file in outdated)]
 
     def _split(
-        self, base: Version, current: Version, rows: pa.Table, replaces: Mapping[str, datetime]
+        self, known: Collection[str], current: Version, rows: pa.Table, replaces: Changes
     ) -> tuple[pa.Table, dict[DataFile, pa.Array]]:
         """Rows that may be committed, and the ids that each file of `current` has to give up for them."""
-        known = set(base.files)
-        suspects = current.files if replaces else [file for file in current.files if file not in known]
+        suspects = current.files if replaces else [file for file in current.files if file.name not in known]
         ids = rows["tile_id"].combine_chunks()
         taken: list[str] = []
         outdated: dict[DataFile, pa.Array] = {}
-        for file in suspects:
-            there = self._read_file(file, ["tile_id", "encoded_at"])
-            there = there.filter(pc.is_in(there["tile_id"], ids))
+        for file in self._may_hold(suspects, ids):
             give_up = []
-            for tile_id, encoded_at in zip(there["tile_id"].to_pylist(), there["encoded_at"].to_pylist(), strict=True):
+            for tile_id, encoded_at in self._marks(file, ids):
                 if replaces.get(tile_id) == encoded_at:
                     give_up.append(tile_id)
                 else:
@@ -186,97 +261,72 @@ class Index:
                 outdated[file] = pa.array(give_up, pa.string())
         return rows.filter(pc.invert(pc.is_in(ids, pa.array(taken, pa.string())))), outdated
 
+    def _locate(self, current: Version, changes: Changes, within: Collection[DataFile]) -> dict[DataFile, pa.Array]:
+        """The files of `current` that hold the tiles of `changes`, and which ones each."""
+        missing = dict(changes)
+        found: dict[DataFile, pa.Array] = {}
+        likely = set(within)
+        ids = pa.array(changes, pa.string())
+        for file in self._may_hold(sorted(current.files, key=lambda file: file not in likely), ids):
+            if not missing:
+                break
+            here = []
+            for tile_id, encoded_at in self._marks(file, pa.array(missing, pa.string())):
+                if tile_id not in missing:
+                    raise CorruptIndex(f"{self._store.url}: tile {tile_id} is there twice; restore an older version")
+                if missing.pop(tile_id) != encoded_at:
+                    raise ConflictError(
+                        f"{self._store.url}: tile {tile_id} was changed by another writer; nothing was committed"
+                    )
+                here.append(tile_id)
+            if here:
+                found[file] = pa.array(here, pa.string())
+        if missing:
+            raise ConflictError(
+                f"{self._store.url}: tile {min(missing)} was removed by another writer; nothing was committed"
+            )
+        return found
+
+    def _may_hold(self, files: Iterable[DataFile], ids: pa.Array) -> Iterator[DataFile]:
+        """The files among whose tile ids some of `ids` may be.
+
+        A run commits often and against many files: 8 bytes a tile are remembered, so that it reads each file once.
+        """
+        wanted = _hashes(ids)
+        for file in files:
+            if file.name not in self._known:
+                self._known[file.name] = _hashes(read_file(self._store, file, ["tile_id"])["tile_id"])
+            if np.isin(wanted, self._known[file.name]).any():
+                yield file
+
+    def _marks(self, file: DataFile, ids: pa.Array) -> list[tuple[str, datetime]]:
+        there = read_file(self._store, file, ["tile_id", "encoded_at"])
+        there = there.filter(pc.is_in(there["tile_id"], ids))
+        return list(zip(there["tile_id"].to_pylist(), there["encoded_at"].to_pylist(), strict=True))
+
     def _without(self, file: DataFile, ids: pa.Array) -> pa.Table:
-        rows = self._read_file(file, arrow_schema("index.json").names)
+        rows = read_file(self._store, file, arrow_schema("index.json").names)
         return rows.filter(pc.invert(pc.is_in(rows["tile_id"], ids)))
-
-    def _write(self, rows: pa.Table) -> AddAction:
-        rows = rows.take(pa.array(spatial_order(rows)))
-        name = f"part-{secrets.token_hex(16)}.parquet"
-        data = geoparquet_bytes(rows)
-        self._store.create(f"{INDEX}/{name}", data)
-        return AddAction(name, len(data), {}, int(time.time() * 1000), True, json.dumps(_statistics(rows)))
-
-    def _try_commit(self, version: int, actions: list[AddAction | RemoveAction], shards: Sequence[str]) -> bool:
-        table = self._table(version)
-        properties = CommitProperties(
-            max_commit_retries=0,
-            app_transactions=[Transaction(f"shard-{shard}", version + 1) for shard in shards],
-        )
-        try:
-            table.create_write_transaction(actions, "append", table.schema(), commit_properties=properties)
-        except CommitFailedError:
-            return self._is_ours(actions)  # a lost answer to a commit that did land looks the same
-        except DeltaError as error:
-            if self._is_ours(actions):
-                return True
-            raise StorageError(f"{self._uri}: the commit failed ({_line(error)}); run the command again") from error
-        return True
-
-    def _is_ours(self, actions: list[AddAction | RemoveAction]) -> bool:
-        mine = {action.path for action in actions if isinstance(action, AddAction)}
-        return mine <= {file.name for file in self.version().files}
-
-    def _read_file(self, file: DataFile, columns: Sequence[str]) -> pa.Table:
-        schema = arrow_schema("index.json")
-        try:
-            with self._store.open(file.path) as handle:
-                table = pq.read_table(handle, columns=list(columns))
-            return table.select(list(columns)).cast(pa.schema([schema.field(name) for name in columns]))
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise CorruptIndex(f"{self._store.url}/{file.path}: {_line(error)}; restore the file from a copy") from None
-
-    def _table(self, version: int | None = None) -> DeltaTable:
-        try:
-            return DeltaTable(self._uri, version=version)
-        except TableNotFoundError:
-            raise NotFound(f"{self._store.url}: no index there; check the path or URL") from None
-        except DeltaError as error:
-            if version is not None and self._exists():
-                newest = DeltaTable(self._uri).version()
-                raise NotFound(f"{self._store.url}: no version {version}; the newest is {newest}") from None
-            raise StorageError(f"{self._uri}: {_line(error)}") from error
-        except (OSError, OverflowError) as error:
-            raise StorageError(f"{self._uri}: {_line(error)}") from error
-
-    def _exists(self) -> bool:
-        try:
-            return DeltaTable.is_deltatable(self._uri)
-        except DeltaError as error:
-            raise StorageError(f"{self._uri}: {_line(error)}") from error
 
     def _number_at(self, moment: datetime) -> int:
         if moment.tzinfo is None:
             raise InputError(f"version {moment}: give the time with its zone, such as {moment.isoformat()}+00:00")
         # A log object's modification time does not survive a copy; the commit's own timestamp does.
-        older = [v for v in self.history() if isinstance(v["time"], datetime) and v["time"] <= moment]
+        older = [entry.version for entry in self.history() if entry.time <= moment]
         if not older:
             raise NotFound(f"{self._store.url}: no version at {moment.isoformat()}; the archive is younger")
-        return max(int(str(v["version"])) for v in older)
+        return max(older)
 
 
-def _statistics(rows: pa.Table) -> dict[str, object]:
-    """Delta's per-file statistics, nested for the bounding box, so that readers skip files."""
-    low: dict[str, object] = {}
-    high: dict[str, object] = {}
-    nulls: dict[str, object] = {}
-    for name in _STATISTICS:
-        limits = pc.min_max(rows[name]).as_py()
-        nulls[name] = rows[name].null_count
-        for side, value in ((low, limits["min"]), (high, limits["max"])):
-            if value is not None:
-                side[name] = value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
-    box = pc.struct_field(rows["bbox"].combine_chunks(), "xmin")
-    if box.null_count < len(box):
-        parts = {key: pc.min_max(pc.struct_field(rows["bbox"].combine_chunks(), key)).as_py() for key in _BOX}
-        low["bbox"] = {key: value["min"] for key, value in parts.items()}
-        high["bbox"] = {key: value["max"] for key, value in parts.items()}
-        nulls["bbox"] = dict.fromkeys(_BOX, box.null_count)
-    return {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}
+def _digest(ids: pa.Array | pa.ChunkedArray) -> bytes:
+    return hashlib.sha256("\n".join(sorted(ids.to_pylist())).encode()).digest()
 
 
-_BOX = ("xmin", "ymin", "xmax", "ymax")
+def _hashes(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    digests = (hashlib.blake2b(tile_id.encode(), digest_size=8).digest() for tile_id in ids.to_pylist())
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _pause(attempt: int) -> None:
+    # Jitter, because writers that wait equally long collide again.
+    time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.02 * 2 ** min(attempt, 6))))

@@ -6,14 +6,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nec_ray.codec import Codec, load_codec_cached
+from nec_ray.codec import Codec, CodecSpec, load_codec_cached, load_spec_cached
 from nec_ray.codec.spec import canonical_json
-from nec_ray.errors import CorruptIndex, InputError, NotFound, UnsupportedFormat
+from nec_ray.errors import CorruptIndex, InputError, NoBucket, NotFound, UnsupportedFormat
 from nec_ray.storage import Store
 
 FORMAT_VERSION = 1
 INDEX = "index"
 ARCHIVE_JSON = "archive.json"
+_MAX_JSON = 1 << 20
 _PACK = re.compile(r"packs/([0-9a-f]{64})/([0-9a-f]{2})/([0-9a-f]{64})\.pack")
 
 
@@ -40,7 +41,9 @@ def read_info(store: Store) -> ArchiveInfo:
         UnsupportedFormat: written by a later release.
     """
     try:
-        raw = store.read(ARCHIVE_JSON)
+        raw = store.read_start(ARCHIVE_JSON, _MAX_JSON)
+    except NoBucket:
+        raise
     except NotFound:
         raise NotFound(f"{store.url}: no archive there (archive.json is missing); check the path or URL") from None
     try:
@@ -65,22 +68,36 @@ def pack_codec(name: str) -> str:
     Raises:
         CorruptIndex: the name is not one of a pack inside the archive.
     """
-    match = _PACK.fullmatch(name)
-    if not match or match[3][:2] != match[2]:
+    if not is_pack(name):
         raise CorruptIndex(f"the index names {name[:120]!r}, which is no pack of this archive; nothing was read")
-    return match[1]
+    return name.split("/")[1]
+
+
+def is_pack(name: str) -> bool:
+    """Whether a name is one of a pack."""
+    match = _PACK.fullmatch(name)
+    return match is not None and match[3][:2] == match[2]
 
 
 def archive_codec(store: Store, codec_id: str) -> Codec:
     """A codec of the archive, loaded once a process."""
+    return load_codec_cached(_codec_url(store, codec_id))
+
+
+def archive_spec(store: Store, codec_id: str) -> CodecSpec:
+    """What a codec of the archive declares, read once a process: what fetching its payloads needs, not decoding."""
+    return load_spec_cached(_codec_url(store, codec_id))
+
+
+def _codec_url(store: Store, codec_id: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", codec_id):
         raise CorruptIndex(f"the index names codec {codec_id[:80]!r}, which is no codec id; nothing was read")
-    return load_codec_cached(f"{store.url}/codecs/{codec_id}")
+    return f"{store.url}/codecs/{codec_id}"
 
 
 def codec_ids(store: Store) -> list[str]:
     """Ids of the codecs that the archive holds."""
-    names = store.list("codecs")
+    names = store.names("codecs")
     return [name.split("/")[1] for name in names if name.endswith("/codec.json")]
 
 
@@ -101,6 +118,12 @@ def find_codec(store: Store, prefix: str) -> Codec:
 
 
 def install_codec(store: Store, codec: Codec) -> None:
-    """Copy a codec into the archive, codec.json last, so that it is there whole or not at all."""
+    """Copy a codec into the archive, codec.json last, so that it is there whole or not at all.
+
+    One that is there already is made young again, so that `gc` does not take it from under a run that has not
+    committed a tile of it yet.
+    """
     for name, data in codec.files().items():
-        store.create(f"codecs/{codec.id}/{name}", data)
+        path = f"codecs/{codec.id}/{name}"
+        if not store.create(path, data):
+            store.touch(path)

@@ -1,21 +1,24 @@
-"""SQL over one version of the index: a sandboxed DuckDB connection a query."""
+"""SQL over one version of the index."""
 
-from collections.abc import Callable, Sequence
+import atexit
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from duckdb.func import ARROW
+import pyarrow.compute as pc
 
-from nec_ray.archive.filesystem import PROTOCOL, PinnedFiles
-from nec_ray.archive.index import Version
-from nec_ray.archive.layout import archive_codec, pack_codec
+from nec_ray.archive.database import connect, select, sql_function, typed
+from nec_ray.archive.datafile import read_file
+from nec_ray.archive.filesystem import IndexFiles
+from nec_ray.archive.layout import archive_codec
 from nec_ray.archive.payloads import decode, fetch, references
-from nec_ray.contracts import arrow_schema, contract_text
-from nec_ray.errors import BadQuery, CorruptIndex, NecError
-from nec_ray.storage import Store
-
-_PAYLOAD = 'STRUCT(pack VARCHAR, "offset" BIGINT, layer_lengths INTEGER[])'
+from nec_ray.codec import Codec
+from nec_ray.errors import BadQuery, CorruptIndex, CorruptPack, CorruptPayload, NecError
 
 
 class Query:
@@ -28,13 +31,11 @@ class Query:
         BadQuery: (also when the result is taken) the SQL does not parse, does more than read, or fails.
     """
 
-    def __init__(self, store: Store, version: Version, sql: str, params: Sequence[Any] | None = None) -> None:
-        self._raised: list[NecError] = []
-        try:
-            self._connection = _connect(store, version, self._raised)
-        except duckdb.Error as error:
-            raise CorruptIndex(f"{store.url}: its index does not read ({_line(error)})") from error
-        with _TypedErrors(self._raised):
+    def __init__(self, files: IndexFiles, sql: str, params: Sequence[Any] | None = None) -> None:
+        self._files = files  # which are mounted for as long as somebody holds them
+        _queries.add(self)
+        self._connection = _check_readable(files, sql)
+        with typed_errors():
             _only_a_select(self._connection, sql)
             self._relation = self._connection.sql(sql, params=list(params) if params else None)
             if self._relation is None:
@@ -47,7 +48,7 @@ class Query:
 
     def to_arrow_table(self) -> pa.Table:
         """The whole result."""
-        with _TypedErrors(self._raised):
+        with typed_errors():
             return self._relation.to_arrow_table()
 
     def to_arrow_reader(self, batch_rows: int = 10_000) -> pa.RecordBatchReader:
@@ -56,7 +57,7 @@ class Query:
 
         def batches() -> Any:
             while True:
-                with _TypedErrors(self._raised):
+                with typed_errors():
                     try:
                         batch = reader.read_next_batch()
                     except StopIteration:
@@ -67,13 +68,16 @@ class Query:
 
     def to_arrow_reader_unchecked(self, batch_rows: int) -> pa.RecordBatchReader:
         """DuckDB's own reader, whose errors are DuckDB's."""
-        with _TypedErrors(self._raised):
+        with typed_errors():
             return self._relation.to_arrow_reader(batch_rows)
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows as Python tuples."""
         table = self.to_arrow_table()  # DuckDB's own fetchall needs pytz for times
-        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        try:
+            return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        except (OverflowError, ValueError, pa.ArrowException) as error:
+            raise BadQuery(f"a value of the result is none of Python's ({_line(error)}); cast it to VARCHAR") from None
 
     def df(self) -> Any:
         """The whole result as a pandas DataFrame; needs pandas."""
@@ -83,93 +87,95 @@ class Query:
         return self.to_arrow_table().__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
-        with _TypedErrors(self._raised):
+        with typed_errors():
             return str(self._relation)
 
 
-def _connect(store: Store, version: Version, raised: list[NecError]) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(
-        ":memory:",
-        config={
-            "python_enable_replacements": "false",
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-            "temp_directory": "",
-        },
-    )
-    connection.register_filesystem(PinnedFiles(store, {file.path: file.size for file in version.files}))
-    for name, function, result in _functions(store):
-        connection.create_function(name, _keeping(function, raised), [_PAYLOAD], result, type=ARROW)
-    urls = [f"{PROTOCOL}://{file.path}" for file in version.files]
-    connection.execute("SET TimeZone='UTC'")
-    connection.execute("SET GLOBAL enable_geoparquet_conversion=false")
-    connection.execute("SET allowed_paths=?", [urls])
-    connection.execute("SET enable_external_access=false")
-    if urls:
-        listed = ", ".join(f"'{url}'" for url in urls)
-        source = f"read_parquet([{listed}])"
-    else:
-        connection.register("no_rows", arrow_schema("index.json").empty_table())
-        source = "no_rows"
-    connection.execute(contract_text("embeddings.sql").replace("$FILES", source))
-    connection.execute("SET lock_configuration=true")
-    return connection
+_queries: "weakref.WeakSet[Query]" = weakref.WeakSet()
 
 
-def _functions(store: Store) -> list[tuple[str, Callable[[pa.ChunkedArray], pa.Array], str]]:
-    return [
-        ("nec_decode", lambda payload: _decode(store, payload), "FLOAT[][]"),
-        ("nec_pool", lambda payload: _pool(store, payload), "TINYINT[]"),
-    ]
+@atexit.register
+def _let_go() -> None:
+    """DuckDB's Python binding reports what a script still holds at its end as leaks, on stderr."""
+    for query in list(_queries):
+        vars(query).clear()
 
 
-def _decode(store: Store, payload: pa.ChunkedArray) -> pa.Array:
+def find(files: IndexFiles, columns: str, condition: str, params: Sequence[Any] | None = None) -> pa.Table:
+    """Columns of the rows that a condition picks.
+
+    Raises:
+        BadQuery: the condition does not run.
+        CorruptIndex: a file does not read.
+    """
+    with typed_errors():
+        try:
+            return select(files, columns, condition, params)
+        except duckdb.Error as error:
+            if typed(error) is None:
+                _check_readable(files, condition)
+            raise
+
+
+@sql_function("nec_decode", "FLOAT[][]")
+def _decode(files: IndexFiles, payload: pa.ChunkedArray) -> pa.Array:
     """Embeddings, list(tokens) of list(channels) float32, of payload references."""
-    result: list[Any] = []
-    for codec, symbols in _symbols(store, payload):
-        result.extend(list(tile) for tile in codec.dequantise(symbols))
-    return pa.array(result, pa.list_(pa.list_(pa.float32())))
+    shapes = np.zeros((len(payload), 2), np.int64)
+    parts: list[tuple[list[int], npt.NDArray[np.float32]]] = []
+    for numbers, codec, symbols in _symbols(files, payload):
+        shapes[numbers] = symbols.shape[1:]
+        parts.append((numbers, codec.dequantise(symbols)))
+    begin = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])
+    flat = np.empty(begin[-1], np.float32)
+    for numbers, tiles in parts:
+        for number, tile in zip(numbers, tiles, strict=True):
+            flat[begin[number] : begin[number + 1]] = tile.reshape(-1)
+    token = np.concatenate([[0], np.cumsum(np.repeat(shapes[:, 1], shapes[:, 0]))]).astype(np.int32)
+    tile_starts = np.concatenate([[0], np.cumsum(shapes[:, 0])]).astype(np.int32)
+    return pa.ListArray.from_arrays(tile_starts, pa.ListArray.from_arrays(token, pa.array(flat)))
 
 
-def _pool(store: Store, payload: pa.ChunkedArray) -> pa.Array:
+@sql_function("nec_pool", "TINYINT[]")
+def _pool(files: IndexFiles, payload: pa.ChunkedArray) -> pa.Array:
     """Pooled int8 vectors, computed from the payloads themselves."""
-    result: list[Any] = []
-    for codec, symbols in _symbols(store, payload):
-        result.extend(codec.pool(symbols))
+    result: list[Any] = [None] * len(payload)
+    for numbers, codec, symbols in _symbols(files, payload):
+        for number, vector in zip(numbers, codec.pool(symbols), strict=True):
+            result[number] = vector
     return pa.array(result, pa.list_(pa.int8()))
 
 
-def _symbols(store: Store, payload: pa.ChunkedArray) -> list[Any]:
-    values = payload.to_pylist()
-    names = [f"at byte {value['offset']} of {value['pack']}" for value in values]
-    wanted = references(names, values)
-    data = fetch(store, wanted)
-    parts = []
-    start = 0
-    while start < len(wanted):  # runs of one codec, in the order of the rows
-        codec_id = pack_codec(wanted[start].pack)
-        end = start
-        while end < len(wanted) and pack_codec(wanted[end].pack) == codec_id:
-            end += 1
-        codec = archive_codec(store, codec_id)
-        parts.append((codec, decode(codec, names[start:end], data[start:end])))
-        start = end
-    return parts
+def _symbols(files: IndexFiles, payload: pa.ChunkedArray) -> Iterator[tuple[list[int], Codec, npt.NDArray[np.int32]]]:
+    """(row numbers, codec, symbols) of some rows at a time."""
+    packs, offsets = (pc.struct_field(payload, name).to_pylist() for name in ("pack", "offset"))
+    places = [f"at byte {offset} of {str(pack)[:200]}" for pack, offset in zip(packs, offsets, strict=True)]
+    try:
+        for batch in fetch(files.store, references(places, payload)):
+            codec = archive_codec(files.store, batch.codec_id)
+            yield batch.number.tolist(), codec, decode(codec, [places[i] for i in batch.number], batch.payloads)
+    except (CorruptIndex, CorruptPack, CorruptPayload) as error:
+        text = str(error)
+        for number, place in enumerate(places):
+            if text.startswith(f"tile {place}: "):
+                tile_id = _tile_at(files, packs[number], offsets[number])
+                if tile_id is not None:
+                    raise type(error)(f"tile {tile_id}: {text.removeprefix(f'tile {place}: ')}") from error
+        raise
 
 
-def _keeping(
-    function: Callable[[pa.ChunkedArray], pa.Array], raised: list[NecError]
-) -> Callable[[pa.ChunkedArray], pa.Array]:
-    """DuckDB drops the type of what a function raises: keep it for `_TypedErrors`."""
-
-    def call(payload: pa.ChunkedArray) -> pa.Array:
-        try:
-            return function(payload)
-        except NecError as error:
-            raised.append(error)
-            raise
-
-    return call
+def _tile_at(files: IndexFiles, pack: str | None, offset: int | None) -> str | None:
+    """Whose payload lies there; slow, since all of the index is looked through."""
+    with suppress(NecError):  # that something is damaged is the better word
+        for file in files.listed:
+            rows = read_file(files.store, file, ["tile_id", "payload"])
+            here = [
+                pc.equal(pc.struct_field(rows["payload"], name), at)
+                for name, at in (("pack", pack), ("offset", offset))
+            ]
+            found = rows["tile_id"].filter(pc.and_(*here))
+            if len(found):
+                return str(found[0])
+    return None
 
 
 def _only_a_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -180,20 +186,25 @@ def _only_a_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise BadQuery(f"{what}: only one SELECT may be run on an archive; nothing was executed")
 
 
-class _TypedErrors:
+@contextmanager
+def typed_errors() -> Iterator[None]:
     """Turns DuckDB's errors into typed ones, in one line."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException) as error:
+        cause = typed(error)
+        if cause is not None:
+            raise cause from error
+        raise BadQuery(f"{_line(error)}; `DESCRIBE embeddings` lists the columns") from None
 
-    def __init__(self, raised: list[NecError]) -> None:
-        self._raised = raised
 
-    def __enter__(self) -> None:
-        self._raised.clear()
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, duckdb.Error | pa.ArrowException):
-            if self._raised:
-                raise self._raised[0] from error
-            raise BadQuery(f"{_line(error)}; `DESCRIBE embeddings` lists the columns") from None
+def _check_readable(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
+    """A connection to them, or an error that says that it is the files and not the query."""
+    try:
+        return connect(files, query)
+    except duckdb.Error as error:
+        unreadable = CorruptIndex(f"{files.store.url}: its index does not read ({_line(error)})")
+        raise typed(error) or unreadable from error
 
 
 def _line(error: Exception) -> str:

@@ -1,9 +1,10 @@
 """The codec room: integer entropy tables, rANS, payloads and the codec directory. numpy and numba only."""
 
-from nec_ray.codec.directory import Codec, load_codec, load_codec_cached, write_codec
+from nec_ray.codec.directory import Codec, load_codec, load_codec_cached, load_spec_cached, write_codec
 from nec_ray.codec.payload import PayloadCoder, Payloads
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage
 from nec_ray.codec.tables import EntropyTables
+from nec_ray.codec.truncate import is_prefix, truncate_codec
 
 __all__ = [
     "Codec",
@@ -14,7 +15,10 @@ __all__ = [
     "Lineage",
     "PayloadCoder",
     "Payloads",
+    "is_prefix",
     "load_codec",
     "load_codec_cached",
+    "load_spec_cached",
+    "truncate_codec",
     "write_codec",
 ]

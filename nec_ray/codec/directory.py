@@ -97,9 +97,7 @@ class Codec:
         Raises:
             ValueError: the codec has not that many.
         """
-        if count is not None and not 1 <= count <= len(self.spec.layers):
-            raise ValueError(f"codec {self.id[:12]} has {len(self.spec.layers)} layers, not {count}")
-        return self.spec.layers[:count]
+        return self.spec.first_layers(count)
 
     def layer_lengths(self, payloads: Sequence[bytes]) -> npt.NDArray[np.int32]:
         """Bytes of each layer of whole payloads, int32 (tiles, layers).
@@ -122,6 +120,10 @@ class Codec:
         scaled = np.rint(mean @ self._pool["pool_basis"])
         return np.clip(scaled, -127, 127).astype(np.int8)
 
+    def pool_axes(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What `pool` uses: the centre (channels,) and the scaled axes (channels, at most 32)."""
+        return self._pool["pool_center"], self._pool["pool_basis"]
+
     def tensors(self, part: str) -> dict[str, npt.NDArray[Any]]:
         """Arrays of `encoder` or `decoder`, checked against the hash in codec.json.
 
@@ -136,8 +138,15 @@ class Codec:
 
     def files(self) -> dict[str, bytes]:
         """Every file of the directory, hash-checked, codec.json last: what copying the codec needs."""
-        names = [*self.spec.files, "codec.json"]
-        return {name: _checked(self._store, name, self.spec.files.get(name, self.id)) for name in names}
+        return {name: self.file(name) for name in (*self.spec.files, "codec.json")}
+
+    def file(self, name: str) -> bytes:
+        """One file of the directory, hash-checked.
+
+        Raises:
+            CorruptCodec: its hash differs.
+        """
+        return _checked(self._store, name, self.spec.files.get(name, self.id))
 
 
 def load_codec(url: str | os.PathLike[str]) -> Codec:
@@ -149,20 +158,12 @@ def load_codec(url: str | os.PathLike[str]) -> Codec:
         UnsupportedFormat: written by a later release.
     """
     store = Store(url)
-    try:
-        size = store.size("codec.json")
-    except NotFound:
-        raise NotFound(f"{store.url}: no codec there (codec.json is missing); name a codec directory") from None
-    if size > _MAX_JSON:
-        raise CorruptCodec(f"{store.url}/codec.json: {size} bytes, at most {_MAX_JSON} are allowed")
-    raw = store.read("codec.json")
-    spec = _read_spec(raw, f"{store.url}/codec.json")
-    codec_id = hashlib.sha256(raw).hexdigest()
-    name = store.url.rsplit("/", 1)[-1]
-    if len(name) == 64 and set(name) <= set("0123456789abcdef") and name != codec_id:
-        raise CorruptCodec(f"{store.url}: codec.json's hash is {codec_id}, not the folder's name; restore the codec")
+    codec_id, spec = _identify(store)
     tensors = _read_tensors(store, "tables.safetensors", spec)
-    tables = EntropyTables.from_tensors(tensors)
+    try:
+        tables = EntropyTables.from_tensors(tensors)
+    except CorruptCodec as error:
+        raise CorruptCodec(f"{store.url}/tables.safetensors: {error}; restore the codec") from None
     if tables.channels != spec.channels:
         raise CorruptCodec(f"{store.url}: tables for {tables.channels} channels, codec.json declares {spec.channels}")
     pool: dict[str, npt.NDArray[Any]] = {k: v for k, v in tensors.items() if k.startswith("pool_")}
@@ -177,6 +178,34 @@ def load_codec(url: str | os.PathLike[str]) -> Codec:
 def load_codec_cached(url: str) -> Codec:
     """`load_codec`, once a process: a codec named by its content never changes."""
     return load_codec(url)
+
+
+@functools.lru_cache(maxsize=64)
+def load_spec_cached(url: str) -> CodecSpec:
+    """What a codec declares, once a process; the only part of it that fetching payloads needs.
+
+    Raises:
+        NotFound: no codec.json there.
+        CorruptCodec: it is not the one that the folder is named for, or breaks its rules.
+        UnsupportedFormat: written by a later release.
+    """
+    return _identify(Store(url))[1]
+
+
+def _identify(store: Store) -> tuple[str, CodecSpec]:
+    """A codec's id and what it declares."""
+    try:
+        raw = store.read_start("codec.json", _MAX_JSON + 1)
+    except NotFound:
+        raise NotFound(f"{store.url}: no codec there (codec.json is missing); name a codec directory") from None
+    if len(raw) > _MAX_JSON:
+        raise CorruptCodec(f"{store.url}/codec.json: over {_MAX_JSON} bytes, more than any codec has")
+    spec = _read_spec(raw, f"{store.url}/codec.json")
+    codec_id = hashlib.sha256(raw).hexdigest()
+    name = store.url.rsplit("/", 1)[-1]
+    if len(name) == 64 and set(name) <= set("0123456789abcdef") and name != codec_id:
+        raise CorruptCodec(f"{store.url}: codec.json's hash is {codec_id}, not the folder's name; restore the codec")
+    return codec_id, spec
 
 
 def write_codec(
@@ -225,7 +254,7 @@ def write_codec(
             "symbols": golden,
         },
     }
-    data = {name: save_tensors({k: np.ascontiguousarray(v) for k, v in blob.items()}) for name, blob in blobs.items()}
+    data = {name: tensor_bytes(blob) for name, blob in blobs.items()}
     hashes = {name: hashlib.sha256(blob).hexdigest() for name, blob in data.items()}
     encoder_id = hashlib.sha256(
         canonical_json(
@@ -250,6 +279,22 @@ def write_codec(
             "files": hashes,
         }
     )
+    return write_directory(folder, spec, data)
+
+
+def tensor_bytes(tensors: Tensors) -> bytes:
+    """A safetensors file of arrays."""
+    return bytes(save_tensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
+
+
+def write_directory(folder: Path, spec: CodecSpec, data: Mapping[str, bytes]) -> str:
+    """Write a codec's files to a folder that appears whole, or not at all; the codec id.
+
+    Args:
+        folder: where; must not exist.
+        spec: what codec.json declares, with the hashes of the other files.
+        data: the other files' bytes by name.
+    """
     raw = canonical_json(spec.model_dump(mode="json"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -267,7 +312,9 @@ def _read_spec(raw: bytes, where: str) -> CodecSpec:
         version = document.get("format_version")
     except (ValueError, AttributeError, RecursionError):
         raise CorruptCodec(f"{where}: not a JSON object; restore the codec") from None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is not int:  # 1.0 and true are 1 to Python, and something else to other readers
+        raise CorruptCodec(f"{where}: format_version: not a whole number; restore the codec")
+    if version > FORMAT_VERSION:
         raise UnsupportedFormat(
             f"{where}: codec format {version}, this release reads up to {FORMAT_VERSION}; update nec_ray"
         )

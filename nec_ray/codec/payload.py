@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from nec_ray.codec import rans
+from nec_ray.codec import rans, vector
 from nec_ray.codec.spec import LayerSpec
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.errors import CorruptPayload
@@ -22,6 +22,8 @@ _GROUP_SYMBOLS = 1 << 20
 """Symbols that one call of a kernel works on: enough tiles to share a channel's table, few enough for its memory."""
 _THREAD_SYMBOLS = 1 << 16
 """Symbols below which another thread is not worth its start."""
+_FAR = 1 << 31
+"""Words from which on the vector path's pointers would not do."""
 _LANE_BYTES = 2000
 """Expected bytes of the dense channels for each lane: a lane costs up to three, at most 0.15% of a payload."""
 
@@ -143,6 +145,8 @@ class _Layer:
     tokens: int
     dense: Dense
     sparse: Sparse
+    narrow: vector.Narrow | None
+    """The dense channels' tables for the vector path, where there is one and it suits them."""
     lowest: npt.NDArray[np.int32]
     """(channels,) the least symbol that is coded without an escape."""
     highest: npt.NDArray[np.int32]
@@ -165,12 +169,18 @@ class PayloadCoder:
     scales, there is one such array a scale, in the order in which the scales appear.
     """
 
-    def __init__(self, tables: EntropyTables, layers: Sequence[LayerSpec]) -> None:
+    def __init__(self, tables: EntropyTables, layers: Sequence[LayerSpec], *, scalar: bool = False) -> None:
         """Prepare the tables of some layers, whose channels follow one another in `tables`.
 
+        Args:
+            tables: of all channels.
+            layers: in their order.
+            scalar: code every channel on the scalar path, whatever the processor offers; the bytes are the same.
+
         Raises:
-            ValueError: the layers do not fit the tables, or each other.
+            ValueError: the layers do not fit the tables, or each other; or NEC_CODEC_PATH cannot be followed.
         """
+        vectors = vector.chosen() and not scalar
         if sum(layer.channels for layer in layers) != tables.channels:
             raise ValueError(f"the layers' channels do not add up to the tables' {tables.channels}")
         if len({(layer.scale, layer.tokens) for layer in layers}) != len({layer.scale for layer in layers}):
@@ -181,7 +191,8 @@ class PayloadCoder:
         row = 0
         for layer in layers:
             rows = slice(row, row + layer.channels)
-            self._layers.append(_prepare(tables, rows, scales.index(layer.scale), used[layer.scale], layer.tokens))
+            part = scales.index(layer.scale)
+            self._layers.append(_prepare(tables, rows, part, used[layer.scale], layer.tokens, vectors=vectors))
             used[layer.scale] += layer.channels
             row += layer.channels
 
@@ -236,17 +247,7 @@ class PayloadCoder:
 
         def decode(group: slice) -> None:
             for number, layer in enumerate(wanted):
-                faults = np.zeros(group.stop - group.start, np.int64)
-                rans.decode_layer(
-                    given.data,
-                    bodies[number, group],
-                    faults,
-                    layer.first,
-                    layer.channels,
-                    layer.dense,
-                    layer.sparse,
-                    out[layer.part][group],
-                )
+                faults = _decode(layer, given.data, bodies[number, group], out[layer.part][group])
                 _raise_first(faults, group.start, number)
 
         _map(decode, groups, threads)
@@ -270,18 +271,7 @@ class PayloadCoder:
     def _compress(self, parts: Sequence[Symbols]) -> tuple[Bytes, npt.NDArray[np.int64]]:
         whole: tuple[Bytes, npt.NDArray[np.int64]] | None = None
         for layer in self._layers:
-            part = parts[layer.part]
-            made = rans.encode_layer(
-                part,
-                layer.tokens,
-                layer.lanes_log2(part.shape[1]),
-                layer.first,
-                layer.dense,
-                layer.sparse,
-                layer.lowest,
-                layer.highest,
-                *layer.marked,
-            )
+            made = _encode(layer, parts[layer.part])
             whole = made if whole is None else (rans.interleave(*whole, *made), whole[1] + made[1])
         assert whole is not None
         return whole
@@ -333,11 +323,55 @@ class PayloadCoder:
 
     def _groups(self, tiles: int, threads: int | None) -> list[slice]:
         symbols = sum(layer.tokens * layer.channels for layer in self._layers)
-        size = max(1, _THREAD_SYMBOLS // symbols, min(_GROUP_SYMBOLS // symbols, -(-tiles // _threads(threads))))
+        wanted = _GROUP_SYMBOLS // symbols
+        # Whole sets of tiles for the vector path, unless they are far too large.
+        if symbols * vector.SLOTS <= 8 * _GROUP_SYMBOLS:
+            wanted = max(1, wanted // vector.SLOTS) * vector.SLOTS
+        size = max(1, _THREAD_SYMBOLS // symbols, min(wanted, -(-tiles // _threads(threads))))
         return [slice(start, min(start + size, tiles)) for start in range(0, tiles, size)]
 
 
-def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: int) -> _Layer:
+def _encode(layer: _Layer, symbols: Symbols) -> tuple[Bytes, npt.NDArray[np.int64]]:
+    """A layer of some tiles from its columns of `symbols`: their bytes, and how many each has."""
+    tiles, tokens = symbols.shape[:2]
+    lanes_log2, dense = layer.lanes_log2(tokens), layer.dense
+    marks, *others = rans.begin_encoding(
+        symbols, lanes_log2, layer.first, dense, layer.sparse, layer.lowest, layer.highest, *layer.marked
+    )
+    words, at, state = others[-3:]
+    has_dense = len(dense.column) > 0
+    if tokens and has_dense:
+        coded = (symbols, marks, words, at, state)
+        rest = np.arange(tiles)
+        if layer.narrow is not None and words.size < _FAR:
+            some, rest = vector.sets(np.full(tiles, 1 << lanes_log2), rest)
+            if len(some.lanes):
+                vector.encode_dense(*coded, some, layer.first, layer.channels, dense, layer.narrow)
+        if len(rest):
+            rans.encode_dense(*coded, int(rest[0]), layer.first, layer.channels, dense, 1 << lanes_log2)
+    has_words = tokens > 0 and (has_dense or len(layer.sparse.column) > 0)
+    return rans.end_encoding(symbols, layer.tokens, lanes_log2, layer.first, (has_dense, has_words), *others)
+
+
+def _decode(layer: _Layer, data: Bytes, bodies: npt.NDArray[np.int64], out: Symbols) -> npt.NDArray[np.int64]:
+    """Decode a layer of some tiles into its columns of `out`; what is wrong with each."""
+    faults = np.zeros(len(out), np.int64)
+    place, tables = (layer.first, layer.channels), (layer.dense, layer.sparse)
+    words, at, stop, lanes, state = rans.begin_decoding(data, bodies, faults, *place, *tables, out)
+    if out.shape[1] and len(layer.dense.column):
+        order = np.argsort(lanes, kind="stable")
+        order = order[faults[order] == rans.FINE]
+        if layer.narrow is not None and len(words) < _FAR:
+            some, order = vector.sets(lanes, order)
+            if len(some.lanes):
+                vector.decode_dense(words, at, stop, state, faults, some, *place, layer.dense, layer.narrow, out)
+        if len(order):
+            rans.decode_dense(words, at, stop, lanes, state, faults, order, *place, layer.dense, out)
+    rans.end_decoding(words, at, stop, lanes, state, data, bodies, faults, *place, *tables, out)
+    return faults
+
+
+def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: int, *, vectors: bool) -> _Layer:
     """A layer whose channels have the tables `rows`, in the form that the kernels use."""
     number = np.arange(rows.start, rows.stop)
     is_dense = (~tables.dead & ~tables.sparse)[rows]
@@ -352,6 +386,7 @@ def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: 
         channels=len(number),
         tokens=tokens,
         dense=_dense(tables, symbol, number[is_dense], first - rows.start),
+        narrow=_narrow(tables, number[is_dense]) if vectors else None,
         sparse=_sparse(tables, symbol, number[tables.sparse[rows]], first - rows.start),
         lowest=lowest,
         highest=highest,
@@ -386,6 +421,15 @@ def _dense(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDA
         shift=shift,
         wide=wide,
     )
+
+
+def _narrow(tables: EntropyTables, chosen: npt.NDArray[np.int64]) -> vector.Narrow | None:
+    """For the vector path, unless no channel suits it."""
+    if tables.precision != vector.PRECISION:
+        return None
+    rows = [slice(tables.start[c], tables.start[c + 1]) for c in chosen]
+    made = vector.narrow([(tables.cdf[row].astype(np.int64), bool(tables.shift[row].any())) for row in rows])
+    return made if made.groups.any() else None
 
 
 def _sparse(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDArray[np.int64], move: int) -> Sparse:

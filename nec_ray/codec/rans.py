@@ -23,6 +23,8 @@ RUN_BITS = 16
 MAX_LANES_LOG2 = 4
 BLOCK = 64
 """Channels that are coded before they are written out: whole cache lines, and few visits to each memory page."""
+SPARE = 8
+"""Words behind the last that may be read in vain: `vector.SPARE`."""
 TOGETHER = 8
 """Tiles that a channel's tables serve before the next channel's turn."""
 
@@ -187,8 +189,8 @@ def _escapes(data, at, stop, size, columns, tokens, out, apply):  # type: ignore
 
 
 @numba.njit(cache=True, nogil=True)
-def decode_layer(data, bodies, faults, first_channel, channels, dense, sparse, out):  # type: ignore[no-untyped-def]
-    """Decode one layer of many tiles into its columns of `out` int32 (tiles, tokens, channels of the scale).
+def begin_decoding(data, bodies, faults, first_channel, channels, dense, sparse, out):  # type: ignore[no-untyped-def]
+    """Read what precedes the symbols of one layer of many tiles, and clear its columns of `out` where need be.
 
     Args:
         data: uint8, all payloads.
@@ -198,7 +200,11 @@ def decode_layer(data, bodies, faults, first_channel, channels, dense, sparse, o
         channels: the layer's channels.
         dense: the dense channels' tables (`payload.Dense`).
         sparse: the sparse channels' tables (`payload.Sparse`).
-        out: where to.
+        out: int32 (tiles, tokens, channels of the scale), where the symbols will go.
+
+    Returns:
+        (the tiles' words uint16 with `SPARE` and two words a token behind the last, where each tile's begin int64,
+        where they end int64, its lanes int64 (tiles,), their states uint32 (tiles, 16)).
     """
     tiles, tokens = out.shape[0], out.shape[1]
     size = channels * tokens
@@ -214,7 +220,7 @@ def decode_layer(data, bodies, faults, first_channel, channels, dense, sparse, o
         if faults[i] == FINE:
             total += (bodies[i, 1] - bodies[i, 0]) // 2
     # A dense channel reads at most two words a symbol before its pointer is checked.
-    words = np.zeros(total + 2 * tokens + 2, np.uint16)
+    words = np.zeros(total + 2 * tokens + SPARE, np.uint16)
     total = 0
     for i in range(tiles):
         if faults[i] != FINE:
@@ -248,12 +254,18 @@ def decode_layer(data, bodies, faults, first_channel, channels, dense, sparse, o
             words[total] = np.uint16(data[here + 2 * k]) | np.uint16(data[here + 2 * k + 1]) << np.uint16(8)
             total += 1
         stop[i] = total
-    if coded:
-        _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels, dense, out)
+    return words, at, stop, lanes, state
+
+
+@numba.njit(cache=True, nogil=True)
+def end_decoding(words, at, stop, lanes, state, data, bodies, faults, first_channel, channels, dense, sparse, out):  # type: ignore[no-untyped-def]
+    """What follows the dense channels: the sparse ones and the escapes. The arguments are `begin_decoding`'s."""
+    tiles, tokens = out.shape[0], out.shape[1]
+    if tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0):
         _decode_sparse(words, at, stop, state, lanes, faults, len(dense.column) > 0, sparse, out)
     for i in range(tiles):
         if faults[i] == FINE and bodies[i, 4]:
-            _escapes(data, bodies[i, 0], bodies[i, 1], size, first_channel, tokens, out[i], True)
+            _escapes(data, bodies[i, 0], bodies[i, 1], channels * tokens, first_channel, tokens, out[i], True)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -264,18 +276,20 @@ def _block(column, first_channel, channels):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels, dense, out):  # type: ignore[no-untyped-def]
-    """The dense channels, block by block, some tiles at a time.
+def decode_dense(words, at, stop, lanes, state, faults, order, first_channel, channels, dense, out):  # type: ignore[no-untyped-def]
+    """The dense channels of some tiles, block by block, some tiles at a time.
+
+    The arguments are those that `begin_decoding` takes and gives; `order` is which tiles (int64), those of one lane
+    first. It moves `at` and `state`, and sets the faults of tiles that take more words than they have.
 
     What bounds this is the first-level cache: a channel's table of slots has to come from the second level, so it
     serves several tiles before the next channel's does, and what they decode to is kept as one byte a symbol until
     the block's cache lines are written whole.
     """
-    tiles, tokens = out.shape[0], out.shape[1]
-    order = _tiles_by_lanes(lanes, faults)
+    tokens = out.shape[1]
     width = min(BLOCK, channels)
-    block = np.zeros((min(TOGETHER, tiles), tokens, width), np.uint8)
-    wide = np.zeros((min(TOGETHER, tiles), tokens if dense.wide.any() else 0, width), np.int32)
+    block = np.zeros((min(TOGETHER, len(order)), tokens, width), np.uint8)
+    wide = np.zeros((min(TOGETHER, len(order)), tokens if dense.wide.any() else 0, width), np.int32)
     last = 0
     while last < len(dense.column):
         first = last
@@ -312,19 +326,6 @@ def _decode_dense(words, at, stop, state, lanes, faults, first_channel, channels
                 _write_block(block[n], offset, out[some[n]], left, right)
                 if is_wide.any():
                     _write_wide(wide[n], is_wide, out[some[n]], left, right)
-
-
-@numba.njit(cache=True, nogil=True)
-def _tiles_by_lanes(lanes, faults):  # type: ignore[no-untyped-def]
-    """The tiles that are fine, those of one lane first."""
-    order = np.empty(len(lanes), np.int64)
-    count = 0
-    for several in range(2):
-        for i in range(len(lanes)):
-            if faults[i] == FINE and (lanes[i] > 1) == (several == 1):
-                order[count] = i
-                count += 1
-    return order[:count]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -457,13 +458,20 @@ def _pull_raw(x, pointer, words, first, shift, k):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
+def _pull_sparse(x, used, stream, low, high):  # type: ignore[no-untyped-def]
+    """One decoding step at 16 bits, of the entry [low, high): the state and the words used after it."""
+    sixteen = np.uint64(16)
+    x = np.uint64(high - low) * (x >> sixteen) + (x & np.uint64(0xFFFF)) - np.uint64(low)
+    if x < np.uint64(LOWER):
+        x = (x << sixteen) | np.uint64(stream[used])
+        used += np.uint64(1)
+    return x, used
+
+
+@numba.njit(cache=True, nogil=True)
 def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out):  # type: ignore[no-untyped-def]
     """The sparse channels, from the words in the dense lanes' last states (where `filled`) and those that are left."""
     tokens = out.shape[1]
-    sixteen = np.uint64(16)
-    mask = np.uint64(0xFFFF)
-    one = np.uint64(1)
-    lower = np.uint64(LOWER)
     for i in range(out.shape[0]):
         if faults[i] != FINE:
             continue
@@ -472,77 +480,59 @@ def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out): 
         if rest < 0:
             faults[i] = WORDS
             continue
-        stream = np.zeros(inner + rest + 2, np.uint16)
+        # A run, a symbol and its raw bits read at most three words before `used` is checked.
+        stream = np.zeros(inner + rest + 3, np.uint16)
+        end = np.uint64(inner + rest)
         for lane in range(inner):
             if state[i, lane] >= 2 * LOWER:
                 faults[i] = WORDS
             stream[lane] = state[i, lane] & np.uint32(0xFFFF)
         stream[inner : inner + rest] = words[at[i] : stop[i]]
-        used = 0
+        used = np.uint64(0)
         if len(sparse.column) and faults[i] == FINE:
-            x = np.uint64(stream[0]) << sixteen | np.uint64(stream[1])
-            used = 2
-            if x < lower:
+            x = np.uint64(stream[0]) << np.uint64(16) | np.uint64(stream[1])
+            used = np.uint64(2)
+            if x < np.uint64(LOWER) or end < used:
                 faults[i] = WORDS
             for j in range(len(sparse.column)):
                 t = 0
                 runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
                 values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
-                column = sparse.column[j]
                 while t < tokens and faults[i] == FINE:
-                    part = x & mask
+                    part = np.uint32(x & np.uint64(0xFFFF))
                     # Of the runs that fit, or all that do not in one: zeros alone, up to the end or a whole run.
                     k = min(len(runs) - 2, tokens - t)
-                    zeros = runs[k]
-                    if part >= zeros:
-                        x = (mask + one - np.uint64(zeros)) * (x >> sixteen) + part - np.uint64(zeros)
+                    if part >= runs[k]:
+                        x, used = _pull_sparse(x, used, stream, runs[k], np.uint32(1 << RUN_BITS))
+                        t += k
                     else:
-                        k = np.searchsorted(runs, np.uint32(part), side="right") - 1
-                        x = np.uint64(runs[k + 1] - runs[k]) * (x >> sixteen) + part - np.uint64(runs[k])
-                    if x < lower:
-                        x = (x << sixteen) | np.uint64(stream[used])
-                        used += 1
-                    if used > inner + rest:
+                        run = np.searchsorted(runs, part, side="right") - 1
+                        x, used = _pull_sparse(x, used, stream, runs[run], runs[run + 1])
+                        t += np.int64(run)  # type: ignore[assignment]
+                        entry = np.searchsorted(values, np.uint32(x & np.uint64(0xFFFF)), side="right") - 1
+                        x, used = _pull_sparse(x, used, stream, values[entry], values[entry + 1])
+                        place = np.uint64(sparse.start[j] + entry)
+                        x, used, symbol = _pull_raw(x, used, stream, sparse.first, sparse.shift, place)
+                        out[i, t, sparse.column[j]] = symbol
+                        t += 1
+                    if used > end:
                         faults[i] = WORDS
-                        break
-                    t += k
-                    if part >= zeros:
-                        continue
-                    part = x & mask
-                    k = np.searchsorted(values, np.uint32(part), side="right") - 1
-                    x = np.uint64(values[k + 1] - values[k]) * (x >> sixteen) + part - np.uint64(values[k])
-                    if x < lower:
-                        x = (x << sixteen) | np.uint64(stream[used])
-                        used += 1
-                    if used > inner + rest:
-                        faults[i] = WORDS
-                        break
-                    entry = np.uint64(sparse.start[j] + k)
-                    x, pointer, out[i, t, column] = _pull_raw(
-                        x, np.uint64(used), stream, sparse.first, sparse.shift, entry
-                    )
-                    used = np.int64(pointer)  # type: ignore[assignment]
-                    if used > inner + rest:
-                        faults[i] = WORDS
-                        break
-                    t += 1
-            if x != lower:
+            if x != np.uint64(LOWER):
                 faults[i] = WORDS
         # Lanes that the sparse stream was too short to fill hold 0; nothing may be left over.
-        if rest and used != inner + rest:
+        if rest and used != end:
             faults[i] = WORDS
-        for k in range(used, inner):
+        for k in range(np.int64(used), inner):
             if stream[k]:
                 faults[i] = WORDS
 
 
 @numba.njit(cache=True, nogil=True)
-def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lowest, highest, low, high):  # type: ignore[no-untyped-def]
-    """One layer of many tiles.
+def begin_encoding(symbols, lanes_log2, first_channel, dense, sparse, lowest, highest, low, high):  # type: ignore[no-untyped-def]
+    """Encode the sparse channels of one layer of many tiles, and find what needs an escape.
 
     Args:
         symbols: int32 (tiles, tokens, channels of the scale), contiguous.
-        declared: tokens that the codec declares.
         lanes_log2: log2 of the number of lanes.
         first_channel: the layer's first channel in `symbols`.
         dense: the dense channels' tables (`payload.Dense`).
@@ -553,16 +543,16 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
         high: int32 (channels of the layer,), `highest` in dense channels and 0 in all others.
 
     Returns:
-        (all layers' bytes uint8 one after the other, their lengths int64 (tiles,)).
+        (what `_find_marks` gives, what `_find_escapes` gives, the sparse channels' words uint16 and where each tile's
+        begin int64 (tiles + 1,), room for the dense ones' uint16 (tiles, room), where they will begin in it int64
+        (tiles,), for now at its end, the lanes' states uint32 (tiles, 16)).
     """
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    channels = len(lowest)
     lanes = 1 << lanes_log2 if len(dense.column) else 0
-    coded = tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0)
     mark, mark_start = _find_marks(symbols, first_channel, low, high)
     escapes, escape_start = _find_escapes(symbols, first_channel, lowest, highest, mark, mark_start)
-    # A room for words, filled from its end. A step writes at most one; the fast ones write ahead by one.
-    dense_room = 1
+    # A step writes at most one word; the fast ones write ahead.
+    dense_room = SPARE
     for j in range(len(dense.column)):
         dense_room += tokens * (1 + np.int64(dense.wide[j]))
     words = np.empty((tiles, dense_room), np.uint16)
@@ -570,13 +560,29 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
     at = np.full(tiles, dense_room, np.int64)
     streams = np.empty(0, np.uint16)
     stream_start = np.zeros(tiles + 1, np.int64)
-    if coded and len(sparse.column):
+    if tokens and len(sparse.column):
         streams = _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_start)
         for i in range(tiles):
             for lane in range(min(lanes, stream_start[i + 1] - stream_start[i])):
                 state[i, lane] |= np.uint32(streams[stream_start[i] + lane])
-    if coded and lanes:
-        _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_start, words, at, state)
+    return (mark, mark_start), (escapes, escape_start), (streams, stream_start), words, at, state
+
+
+@numba.njit(cache=True, nogil=True)
+def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, sparse, words, at, state):  # type: ignore[no-untyped-def]
+    """Put the layer's parts together, once its dense channels are encoded.
+
+    The arguments are those that `begin_encoding` takes and gives (but for the marks), `declared`, the tokens that the
+    codec declares, and `coded`: whether it has dense channels, and whether it has words at all.
+
+    Returns:
+        (all layers' bytes uint8 one after the other, their lengths int64 (tiles,)).
+    """
+    tiles, tokens, dense_room = symbols.shape[0], symbols.shape[1], words.shape[1]
+    has_dense, has_words = coded
+    escapes, escape_start = escaped
+    streams, stream_start = sparse
+    lanes = 1 << lanes_log2 if has_dense else 0
     nowhere = np.zeros(1, np.uint8)
     sizes = np.zeros(tiles, np.int64)
     body = np.zeros(tiles, np.int64)
@@ -587,7 +593,7 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
         mine = escapes[escape_start[i] : escape_start[i + 1]]
         if len(mine):
             size += _put_escapes(symbols[i], first_channel, mine, nowhere, -1)
-        if coded:
+        if has_words:
             left = max(0, stream_start[i + 1] - stream_start[i] - lanes)
             size += 4 * lanes + 2 * (dense_room - at[i]) + 2 * left
         body[i] = size
@@ -597,7 +603,7 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
     for i in range(tiles):
         checksum = _put_varint(out, begin, body[i])
         here = checksum + 4
-        flags = lanes_log2 if coded and lanes else 0
+        flags = lanes_log2 if has_words and lanes else 0
         if tokens != declared:
             flags |= _HAS_TOKENS
         mine = escapes[escape_start[i] : escape_start[i + 1]]
@@ -609,7 +615,7 @@ def encode_layer(symbols, declared, lanes_log2, first_channel, dense, sparse, lo
             here = _put_varint(out, here, tokens)
         if len(mine):
             here += _put_escapes(symbols[i], first_channel, mine, out, here)
-        if coded:
+        if has_words:
             for lane in range(lanes):
                 _put_u32(out, here, state[i, lane])
                 here += 4
@@ -726,10 +732,14 @@ def _put_escapes(tile, first_channel, positions, out, at):  # type: ignore[no-un
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_start, words, at, state):  # type: ignore[no-untyped-def]
-    """The dense channels of many tiles, backwards, into `words` from its end; blocks as in `_decode_dense`."""
+def encode_dense(symbols, marks, words, at, state, first_tile, first_channel, channels, dense, lanes):  # type: ignore[no-untyped-def]
+    """The dense channels of the tiles from `first_tile` on, backwards; blocks as in `decode_dense`.
+
+    The arguments are those that `begin_encoding` takes and gives; `channels` are the layer's, `lanes` the tiles'.
+    """
+    mark, mark_start = marks
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    block = np.zeros((min(TOGETHER, tiles), tokens, min(BLOCK, channels)), np.uint8)
+    block = np.zeros((min(TOGETHER, tiles - first_tile), tokens, min(BLOCK, channels)), np.uint8)
     first = len(dense.column)
     while first > 0:
         last = first
@@ -739,7 +749,7 @@ def _encode_dense(symbols, first_channel, channels, dense, lanes, mark, mark_sta
         offset = np.zeros(BLOCK, np.int32)
         for j in range(first, last):
             offset[dense.column[j] - left] = dense.first[dense.start[j]]
-        for begin in range(0, tiles, TOGETHER):
+        for begin in range(first_tile, tiles, TOGETHER):
             end = min(begin + TOGETHER, tiles)
             for i in range(begin, end):
                 _read_block(block[i - begin], offset, symbols[i], left, right)

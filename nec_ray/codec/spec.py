@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_CHANNELS = 65_536
+MAX_CHANNELS = 16_384
+"""A dense channel's decoding table takes 4 KiB, whatever the tile's size."""
 MAX_TOKENS = 65_536
 MAX_SYMBOLS = 1 << 28  # of one tile: bounds what a hostile codec can make a reader allocate
 
@@ -90,6 +91,16 @@ class CodecSpec(_Closed):
     def tokens(self) -> int:
         """Tokens of a tile."""
         return self.grid[0] * self.grid[1]
+
+    def first_layers(self, count: int | None = None) -> list[LayerSpec]:
+        """The first `count` layers, all where it is None.
+
+        Raises:
+            ValueError: the codec has not that many.
+        """
+        if count is not None and not 1 <= count <= len(self.layers):
+            raise ValueError(f"the codec has {len(self.layers)} layers, not {count}")
+        return self.layers[:count]
 
 
 def scaled_tokens(grid: tuple[int, int], scale: int) -> int:

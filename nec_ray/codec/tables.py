@@ -79,13 +79,26 @@ class EntropyTables:
     ) -> "EntropyTables":
         """Tables of the least precision that costs at most 0.25% more than the model's entropy, or of 16 bits.
 
+        Symbols far more than a table's 256 entries have to share them with their neighbours, and cost more where
+        these are not about as likely; the densities of CompressAI, which are smooth, cost less than 0.1% by that.
+
         Args:
-            pmfs: for each channel P(symbol = offset + i), float64 (alphabet,).
+            pmfs: for each channel P(symbol = offset + i), float64 (alphabet,); what the sum lacks of 1 is coded by
+                escapes.
             offset: (channels,) integer.
             median: (channels,) float.
             dead: (channels,) true where a channel shall cost nothing.
             tokens: tokens of a tile, which no run of zeros exceeds.
+
+        Raises:
+            ValueError: the arrays are not of one length, or a channel's probabilities are none.
         """
+        if not len(pmfs) == len(offset) == len(median) == len(dead):
+            raise ValueError("pmfs, offset, median and dead must be of one length")
+        for c in np.flatnonzero(~dead):
+            total = pmfs[c].sum() if len(pmfs[c]) and np.all(pmfs[c] >= 0) else np.nan
+            if not 0 < total <= 1 + 1e-6:
+                raise ValueError(f"channel {c}: not probabilities of symbols, at least 0 and at most 1 together")
         live = [c for c in range(len(pmfs)) if not dead[c]]
         target = sum(entropy(pmfs[c]) for c in live) * (1 + _TARGET_EXCESS)
         longest_run = max(1, min(tokens, MAX_ENTRIES - 1))
@@ -107,6 +120,25 @@ class EntropyTables:
             run_start,
             np.asarray(median, np.float32),
         )
+
+    def first(self, channels: int) -> "EntropyTables":
+        """The tables of the first channels."""
+        end, run_end = self.start[channels], self.run_start[channels]
+        return EntropyTables(
+            self.precision,
+            self.cdf[:end],
+            self.start[: channels + 1],
+            self.offset[:channels],
+            self.shift[:end],
+            self.run_cdf[:run_end],
+            self.run_start[: channels + 1],
+            self.median[:channels],
+        )
+
+    def equals(self, other: "EntropyTables") -> bool:
+        """Whether these are the same numbers, so that they code the same symbols to the same bytes."""
+        mine, theirs = self.to_tensors(), other.to_tensors()
+        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     def bits_per_token(self, channels: npt.NDArray[np.int64]) -> float:
         """Expected bits of one token's symbols in some dense channels, were the tables the truth."""

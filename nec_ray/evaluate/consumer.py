@@ -11,11 +11,14 @@ from torch import nn
 
 from nec_ray.codec import Codec
 from nec_ray.errors import InputError
-from nec_ray.evaluate.head import Progress, evaluate_embeddings, train_head
+from nec_ray.evaluate.fitting import Floats, Progress
+from nec_ray.evaluate.head import evaluate_embeddings, train_head
 from nec_ray.evaluate.labels import LABEL_ROWS, Labels, read_labels
+from nec_ray.evaluate.masks import MASK_ROWS, read_masks
+from nec_ray.evaluate.segment import train_segmentation_head
 from nec_ray.models.dataset import EmbeddingSource, valid_rows
-from nec_ray.models.embed import Embedder, first_decoder_layer
-from nec_ray.models.heads import DecoderLayer
+from nec_ray.models.embed import Embedder, first_decoder_layer, latent_medians
+from nec_ray.models.head_files import DecoderLayer
 from nec_ray.tiles import Catalog, read_tiles
 
 _TILES_A_READ = 256
@@ -27,6 +30,7 @@ def train_head_on_archive(
     out: Path,
     *,
     task: str = "classification",
+    classes: str | os.PathLike[str] | None = None,
     decoder_layer: DecoderLayer = "none",
     layers: int | None = None,
     where: str | None = None,
@@ -38,35 +42,40 @@ def train_head_on_archive(
 
     Args:
         archive: what `nec_ray.open_archive` gives.
-        labels: path or URL, see `read_labels`; the archive's own `label` column where it is None.
+        labels: path or URL, see `read_labels` and, for segmentation, `read_masks`; the archive's own `label` column
+            where it is None.
         out: folder to write to.
         where: an SQL condition over `embeddings`: only these tiles are trained on and tested.
-        task: see `train_head`, like all that follow.
-        decoder_layer: the layer itself is taken from the tiles' codec.
+        task: `classification` or `segmentation`.
+        classes: path or URL of the list of classes of masks, see `read_masks`.
+        decoder_layer: see `train_head`, like all that follow; the layer itself is taken from the tiles' codec, like
+            the medians that stand for the channels which `layers` leaves out.
         layers: see `train_head`.
         epochs: see `train_head`.
         seed: see `train_head`.
         progress: see `train_head`.
 
     Returns:
-        What metrics.json holds, see `train_head`.
+        What metrics.json holds, see `train_head` and `train_segmentation_head`.
 
     Raises:
-        NotFound, BadLabels: see `read_labels`.
-        InputError, MixedCodecs: see `train_head`.
+        NotFound, BadLabels: see `read_labels` and `read_masks`.
+        InputError: an unknown task, options that contradict each other, or see `train_head`.
+        MixedCodecs: see `train_head`.
     """
-    return train_head(
-        archive,
-        _labels(archive, labels, where),
-        out,
-        task=task,
-        decoder_layer=decoder_layer,
-        first_layer=None if decoder_layer == "none" else decoder_layer_of(archive, where),
-        layers=layers,
-        epochs=epochs,
-        seed=seed,
-        progress=progress,
-    )
+    _check_task(task, labels, classes)
+    how: dict[str, Any] = {"layers": layers, "epochs": epochs, "seed": seed, "progress": progress}
+    if decoder_layer != "none":
+        how |= {
+            "decoder_layer": decoder_layer,
+            "first_layer": decoder_layer_of(archive, where),
+            "medians": latent_medians(archive.codecs(where)[0]),
+        }
+    if task == "classification":
+        return train_head(archive, read_tile_labels(archive, labels, where), out, **how)
+    siblings = archive.rows(["tile_id", "source"])
+    masks = read_masks(str(labels), valid_rows(archive, MASK_ROWS, where), siblings, classes=classes)
+    return train_segmentation_head(archive, masks, out, **how)
 
 
 def compare_with_uncompressed(
@@ -100,8 +109,20 @@ def compare_with_uncompressed(
     Raises:
         InputError: the catalog lacks a labelled tile, or its pixels cannot be read.
     """
-    known = _labels(archive, labels, where)
-    x = _latents(known, catalog, codec)
+    known = read_tile_labels(archive, labels, where)
+    return score_latents(
+        uncompressed_latents(known, catalog, codec), known, epochs=epochs, seed=seed, progress=progress
+    )
+
+
+def score_latents(
+    x: Floats, known: Labels, *, epochs: int | None = None, seed: int = 0, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train and score the head on latents float32 (tiles, tokens, channels) of labelled tiles, in their order.
+
+    Returns:
+        See `compare_with_uncompressed`.
+    """
     test = known.is_test
     scores = evaluate_embeddings(
         x[~test],
@@ -130,12 +151,26 @@ def decoder_layer_of(source: EmbeddingSource, where: str | None = None) -> nn.Mo
     return first_decoder_layer(codecs[0])
 
 
-def _labels(archive: EmbeddingSource, labels: str | os.PathLike[str] | None, where: str | None) -> Labels:
+def _check_task(task: str, labels: object, classes: object) -> None:
+    if task not in {"classification", "segmentation"}:
+        raise InputError(f"task {task!r}: use classification or segmentation")
+    if task == "segmentation" and labels is None:
+        raise InputError("segmentation needs masks: give --labels a folder of masks or a label GeoTIFF")
+    if task == "classification" and classes is not None:
+        raise InputError("a list of classes is for masks, that is for segmentation; leave it out")
+
+
+def read_tile_labels(archive: EmbeddingSource, labels: str | os.PathLike[str] | None, where: str | None) -> Labels:
+    """Labels of an archive's valid tiles, see `train_head_on_archive`."""
     return read_labels(labels, valid_rows(archive, LABEL_ROWS, where))
 
 
-def _latents(labels: Labels, catalog: Catalog, codec: Codec) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Latents float32 (tiles, tokens, channels) in the labels' order."""
+def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floats:
+    """The encoder's latents before they are rounded, float32 (tiles, tokens, channels) in the labels' order.
+
+    Raises:
+        InputError: the catalog lacks a labelled tile, or its pixels cannot be read.
+    """
     place = {name: i for i, name in enumerate(labels.tile_ids)}
     rows = catalog.table.filter(pc.is_in(catalog.table["tile_id"], pa.array(labels.tile_ids, pa.string())))
     if rows.num_rows < len(place):

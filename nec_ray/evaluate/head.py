@@ -5,10 +5,7 @@ what is kept is AdamW, its weight decay, the batch, a short warm-up and the cosi
 epochs as few tiles need and many do not. Images cannot be augmented at a consumer who holds only embeddings.
 """
 
-import copy
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nec_ray.errors import BadLabels, CodecMismatch, InputError
+from nec_ray.errors import CodecMismatch, InputError
+from nec_ray.evaluate.fitting import Floats, Front, Progress, align, choose_epochs, cosine, device, fit
 from nec_ray.evaluate.labels import Labels
 from nec_ray.evaluate.pictures import confusion_matrix
-from nec_ray.models.dataset import EmbeddingSource, PulledTiles
-from nec_ray.models.heads import ClassificationHead, DecoderLayer, save_head
+from nec_ray.models.dataset import EmbeddingSource
+from nec_ray.models.head_files import DecoderLayer, save_head
+from nec_ray.models.heads import ClassificationHead
 from nec_ray.models.threads import one_thread
 
 METRICS_JSON = "metrics.json"
@@ -31,15 +30,10 @@ CONFUSION_PNG = "confusion.png"
 _BATCH = 32
 _STEPS = 1500  # at least, within these epochs, where their number is not given
 _EPOCHS = (20, 400)
-_WARM_UP = 0.05  # of all steps
 _LEARNING_RATE = 1e-3
-_WEIGHT_DECAY = 0.05
 _SCORE_BATCH = 512
 
-Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
-"""Called with the epochs done and the epochs in all."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +68,9 @@ def train_head(
     labels: Labels,
     out: Path,
     *,
-    task: str = "classification",
     decoder_layer: DecoderLayer = "none",
     first_layer: nn.Module | None = None,
+    medians: Floats | None = None,
     layers: int | None = None,
     epochs: int | None = None,
     seed: int = 0,
@@ -91,9 +85,10 @@ def train_head(
         source: the archive.
         labels: what `read_labels` gave for its tiles.
         out: folder to write to; made where it is not there.
-        task: `classification`.
         decoder_layer: whether tokens go through the codec's first decoder layer, and whether that trains on.
         first_layer: that layer, float32 (tiles, tokens, channels) -> (tiles, tokens, width); it is copied.
+        medians: float32 (channels,) of the codec; with `first_layer` they stand for the channels that `layers`
+            leaves out, and the head keeps them.
         layers: only the first layers of each payload; all where it is None.
         epochs: passes over the training tiles; chosen by their number where it is None.
         seed: of the initial weights and the order of tiles.
@@ -103,13 +98,13 @@ def train_head(
         What metrics.json holds: the `Scores`, `classes`, and the numbers of tiles and of bytes pulled a tile.
 
     Raises:
-        InputError: an unknown task or decoder layer, or options that contradict each other.
+        InputError: an unknown decoder layer, or options that contradict each other.
         MixedCodecs: the tiles are of several encoders.
         BadLabels: the archive lacks a labelled tile.
     """
-    _check_options(task, decoder_layer, first_layer, layers)
+    Front(decoder_layer, first_layer, medians).check(layers)
     pull = source.pull(layers=layers, tile_ids=labels.tile_ids)
-    take = _align(source.url, pull, labels)
+    take = align(source.url, pull, labels.tile_ids)
     train, test = take[~labels.is_test], take[labels.is_test]
     result = evaluate_embeddings(
         pull.embeddings[train],
@@ -119,6 +114,7 @@ def train_head(
         classes=len(labels.classes),
         decoder_layer=decoder_layer,
         first_layer=first_layer,
+        medians=medians,
         epochs=epochs,
         seed=seed,
         progress=progress,
@@ -134,7 +130,7 @@ def train_head(
         channels=pull.embeddings.shape[2],
     )
     metrics = {
-        "task": task,
+        "task": "classification",
         "accuracy": result.scores.accuracy,
         "balanced_accuracy": result.scores.balanced_accuracy,
         "majority": result.scores.majority,
@@ -166,6 +162,7 @@ def evaluate_embeddings(
     classes: int | None = None,
     decoder_layer: DecoderLayer = "none",
     first_layer: nn.Module | None = None,
+    medians: Floats | None = None,
     epochs: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -180,6 +177,7 @@ def evaluate_embeddings(
         classes: number of classes; the highest in the targets and one where it is None.
         decoder_layer: see `train_head`.
         first_layer: see `train_head`.
+        medians: see `train_head`.
         epochs: see `train_head`.
         seed: see `train_head`.
         progress: see `train_head`.
@@ -187,17 +185,28 @@ def evaluate_embeddings(
     Raises:
         InputError: no tiles, shapes that do not fit, or options that contradict each other.
     """
-    _check_options("classification", decoder_layer, first_layer, None)
+    front = Front(decoder_layer, first_layer, medians)
+    front.check()
     _check_shapes(train_x, train_y, test_x, test_y, epochs)
     classes = classes or int(max(train_y.max(), test_y.max())) + 1
-    epochs = epochs or _default_epochs(len(train_x))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    epochs = epochs or choose_epochs(len(train_x), _BATCH, _STEPS, _EPOCHS)
+    target = torch.from_numpy(train_y).to(device())
     with one_thread(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        head = _new_head(train_x, classes, decoder_layer, first_layer, device)
-        trained = _fit(head, train_x, train_y, epochs, frozen=decoder_layer == "frozen", progress=progress)
-    predicted = predict_proba(trained, test_x).argmax(axis=1)
-    return Evaluation(trained.cpu(), score(test_y, predicted, train_y, classes), predicted, epochs)
+        channels, layer, padding = front.parts(torch.from_numpy(train_x[:1]).to(device()))
+        head = ClassificationHead(channels, classes, first_layer=layer, padding=padding).to(device())
+        fit(
+            head,
+            train_x,
+            lambda x, tiles: nn.functional.cross_entropy(head.score(x), target[tiles.to(target.device)]),
+            epochs=epochs,
+            batch=_BATCH,
+            learning_rate=_LEARNING_RATE,
+            decay=cosine,
+            progress=progress,
+        )
+    predicted = predict_proba(head, test_x).argmax(axis=1)
+    return Evaluation(head.cpu(), score(test_y, predicted, train_y, classes), predicted, epochs)
 
 
 @torch.no_grad()
@@ -222,94 +231,6 @@ def score(truth: Targets, predicted: Targets, train_y: Targets, classes: int) ->
         recall=recall,
         confusion=confusion.tolist(),
     )
-
-
-def _new_head(
-    train_x: Floats,
-    classes: int,
-    decoder_layer: DecoderLayer,
-    first_layer: nn.Module | None,
-    device: torch.device,
-) -> ClassificationHead:
-    layer = None
-    if first_layer is not None and decoder_layer != "none":
-        layer = copy.deepcopy(first_layer).to(device).requires_grad_(decoder_layer == "trained")
-    sample = torch.from_numpy(train_x[:1]).to(device)
-    with torch.no_grad():
-        channels = sample.shape[-1] if layer is None else layer(sample).shape[-1]
-    return ClassificationHead(channels, classes, first_layer=layer).to(device)
-
-
-def _fit(
-    head: ClassificationHead, x: Floats, y: Targets, epochs: int, *, frozen: bool, progress: Progress | None
-) -> ClassificationHead:
-    device = head.mean.device
-    inputs, target = torch.from_numpy(x), torch.from_numpy(y).to(device)
-    with torch.no_grad():
-        # Tokens of a trained layer move while it trains; their scale at the start is near enough.
-        features = torch.cat([head.features(batch.to(device)) for batch in torch.split(inputs, _SCORE_BATCH)])
-    head.fit_scale(features)
-    run = head if head.first_layer is not None and not frozen else head.score
-    data = inputs if run is head else features
-    steps = epochs * math.ceil(len(x) / _BATCH)
-    optimiser = torch.optim.AdamW(_groups(head), lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
-    head.train()
-    for epoch in range(epochs):
-        for chosen in torch.split(torch.randperm(len(x)), _BATCH):
-            logits = run(data[chosen.to(data.device)].to(device))
-            optimiser.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(logits, target[chosen.to(device)]))
-            optimiser.step()
-            schedule.step()
-        if progress:
-            progress(epoch + 1, epochs)
-    return head.eval()
-
-
-def _groups(head: nn.Module) -> list[dict[str, Any]]:
-    """Weights decay; biases and the query do not."""
-    trained = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
-    kept = [p for name, p in trained if p.ndim < 2 or name.endswith("latent")]
-    decayed = [p for name, p in trained if not (p.ndim < 2 or name.endswith("latent"))]
-    return [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}]
-
-
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine to 0."""
-    warm = max(1, round(_WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _default_epochs(tiles: int) -> int:
-    fewest, most = _EPOCHS
-    return max(fewest, min(most, math.ceil(_STEPS / math.ceil(tiles / _BATCH))))
-
-
-def _align(where: str, pull: PulledTiles, labels: Labels) -> npt.NDArray[np.int64]:
-    """Where each labelled tile is in the pull."""
-    place = {name: i for i, name in enumerate(pull.tile_ids)}
-    missing = [name for name in labels.tile_ids if name not in place]
-    if missing:
-        raise BadLabels(
-            f"{where}: {len(missing)} labelled tiles are not there, such as {missing[0]}; read labels again"
-        )
-    return np.array([place[name] for name in labels.tile_ids], np.int64)
-
-
-def _check_options(task: str, decoder_layer: str, first_layer: nn.Module | None, layers: int | None) -> None:
-    if task == "segmentation":
-        raise InputError("task segmentation: this release trains heads for classification only; use that")
-    if task != "classification":
-        raise InputError(f"task {task!r}: use classification")
-    if decoder_layer not in {"none", "frozen", "trained"}:
-        raise InputError(f"decoder layer {decoder_layer!r}: use none, frozen or trained")
-    if decoder_layer != "none" and first_layer is None:
-        raise InputError(f"decoder layer {decoder_layer}: this archive's codec brings none; use none")
-    if decoder_layer != "none" and layers is not None:
-        raise InputError("the decoder layer reads whole embeddings; leave out --layers, or use --decoder-layer none")
 
 
 def _check_shapes(train_x: Floats, train_y: Targets, test_x: Floats, test_y: Targets, epochs: int | None) -> None:

@@ -1,7 +1,6 @@
 """Labels for an archive's tiles: read from a table, GeoJSON or catalog, matched to tiles, split 80/20."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -93,8 +92,8 @@ def _read(path: str | os.PathLike[str] | None, rows: pa.Table) -> tuple[str, _Re
     where = normalise_url(path)
     if Path(where).is_dir():
         raise BadLabels(
-            f"{where}: a folder of masks is for segmentation, which this release does not train; "
-            "give a table, GeoJSON or catalog with one label a tile"
+            f"{where}: a folder of masks is for --task segmentation; "
+            "for classification give a table, GeoJSON or catalog with one label a tile"
         )
     data = read_url(where)
     if data[:4] == b"PAR1":
@@ -106,7 +105,7 @@ def _read(path: str | os.PathLike[str] | None, rows: pa.Table) -> tuple[str, _Re
 
 def _read_parquet(where: str, data: bytes) -> pa.Table:
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = pq.ParquetFile(pa.BufferReader(data))  # a Python file may abort the process: storage/parquet.py
         wanted = [n for n in ("tile_id", "lon", "lat", "label", "split") if n in file.schema_arrow.names]
         return file.read(columns=wanted)
     except (pa.ArrowException, OSError) as error:
@@ -122,7 +121,7 @@ def _read_csv(where: str, data: bytes) -> pa.Table:
         "lat": pa.float64(),
     }
     try:
-        return pa_csv.read_csv(io.BytesIO(data), convert_options=pa_csv.ConvertOptions(column_types=types))
+        return pa_csv.read_csv(pa.BufferReader(data), convert_options=pa_csv.ConvertOptions(column_types=types))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise BadLabels(
             f"{where}: neither Parquet, GeoJSON nor CSV that reads ({_line(error)}); "

@@ -20,7 +20,8 @@ from nec_ray.errors import InputError
 Rgb = npt.NDArray[np.uint8]
 
 # Sky blue comes late: beside it a pale blue could be mistaken.
-_OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#56B4E9", "#000000")
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#56B4E9", "#000000")
+"""Okabe and Ito's colours."""
 _NATURAL = {"water": "#0072B2", "forest": "#009E73", "cropland": "#E69F00", "built-up": "#D55E00"}
 """Classes whose colours readers expect."""
 _OTHER = "#9A9A9A"
@@ -218,9 +219,9 @@ def class_map(
 
     names, count = np.unique(np.array(labels, dtype=object).astype(str), return_counts=True)
     # Colours go by name, so that a class keeps its colour from map to map while it is among the shown.
-    shown = sorted(names[np.argsort(-count, kind="stable")][: len(_OKABE_ITO)].tolist())
+    shown = sorted(names[np.argsort(-count, kind="stable")][: len(PALETTE)].tolist())
     colour_of = {name: _NATURAL[name] for name in shown if name in _NATURAL}
-    left = [colour for colour in _OKABE_ITO if colour not in colour_of.values()]
+    left = [colour for colour in PALETTE if colour not in colour_of.values()]
     colour_of |= dict(zip([name for name in shown if name not in colour_of], left, strict=False))
     colours = np.array([to_rgb(colour_of.get(label, _OTHER)) for label in labels])
     if confidence is not None:
@@ -248,6 +249,7 @@ def confusion_matrix(
     out: Path,
     *,
     title: str | None = None,
+    percent: bool = False,
 ) -> Path:
     """Draw a confusion matrix: colour is the share of a true class, numbers are tiles.
 
@@ -256,13 +258,14 @@ def confusion_matrix(
         classes: names.
         out: PNG file to write.
         title: the accuracy where it is None.
+        percent: whether numbers are percentages of the true class instead.
     """
     total = confusion.sum(axis=1, keepdims=True)
     share = confusion / np.maximum(total, 1)
     count = len(classes)
     names = [_short(name) for name in classes]
     side = 3.2 + 0.3 * max(count, 6) + 0.05 * max(map(len, names))
-    with _figure(out, figsize=(side, side * 0.92)) as figure:
+    with new_figure(out, figsize=(side, side * 0.92)) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
         axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0)
@@ -283,7 +286,7 @@ def confusion_matrix(
                     axes.text(
                         column,
                         row,
-                        f"{confusion[row, column]}",
+                        f"{share[row, column]:.0%}" if percent else f"{confusion[row, column]}",
                         ha="center",
                         va="center",
                         fontsize=9 if count <= _CELL_NUMBERS else 7,
@@ -293,8 +296,13 @@ def confusion_matrix(
 
 
 @contextmanager
-def _figure(out: Path, figsize: tuple[float, float]) -> Iterator[Any]:
-    """A figure that is written to `out` when the block ends; no window and no global state."""
+def new_figure(out: Path, figsize: tuple[float, float]) -> Iterator[Any]:
+    """A figure that is written to `out` when the block ends; no window and no global state.
+
+    Args:
+        out: PNG file.
+        figsize: width and height, inches.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -318,7 +326,7 @@ def _map(scene: Scene | None, placement: Placement, out: Path) -> Iterator[tuple
     panels = 1 if scene is None else 2
     width = 5.6
     height = min(max(width * aspect * (top - bottom) / (right - left), 2.2), 9.0) + 1.1
-    with _figure(out, figsize=(width * panels + 0.8, height)) as figure:
+    with new_figure(out, figsize=(width * panels + 0.8, height)) as figure:
         axes = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
         if scene is not None:
             axes[0].imshow(scene.rgb, extent=scene.extent, interpolation="antialiased")

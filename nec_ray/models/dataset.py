@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from nec_ray.archive.kind import common_layers
 from nec_ray.codec import Codec
 from nec_ray.errors import InputError, MixedCodecs
 
@@ -86,6 +87,10 @@ class EmbeddingDataset(IterableDataset[tuple[str, torch.Tensor]]):
         self._layers = layers
         self._batch_size = batch_size
         self.tile_ids: list[str] = valid_rows(source, ["tile_id"], where)["tile_id"].to_pylist()
+        # Now: each worker of a DataLoader sees its own tiles only, and would find nothing odd about them.
+        codecs = {codec.id: codec.spec for codec in source.codecs(where)}
+        if codecs:
+            common_layers(source.url, codecs, layers)
 
     def __len__(self) -> int:
         return len(self.tile_ids)
@@ -118,6 +123,6 @@ def torch_dataset(
 
     Raises:
         InputError: no tile fits, or batch_size is below 1.
-        MixedCodecs: (while reading) the tiles are of several encoders.
+        MixedCodecs: the tiles are of several encoders, or of codecs that do not all have the layers asked for.
     """
     return EmbeddingDataset(archive, where, layers, batch_size)

@@ -1,11 +1,15 @@
 """From pixels to latents and symbols with a codec's encoder; CompressAI is not needed for that."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from nec_ray.codec import Codec
+from nec_ray.codec.truncate import MEDIANS
 from nec_ray.errors import CorruptCodec, InputError
 from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
 from nec_ray.models.threads import one_thread
@@ -22,20 +26,26 @@ class Embedder:
     filled up) and runs on one thread: symbols depend on a tile's pixels, its place in its batch and the kind of
     machine, but not on how many tiles, workers or threads there are.
 
+    Args:
+        codec: whose encoder.
+        device: `cpu` or `cuda`; in float32 on both, without TF32.
+
     Raises:
         CorruptCodec: the encoder's arrays do not fit the architecture in codec.json.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, device: str = "cpu") -> None:
         config = mae_config(codec)
         self._encoder = MaeEncoder(config).eval()
         _load(self._encoder, codec, "encoder")
+        self._device = torch.device(device)
+        self._encoder.to(self._device)
         spec = codec.spec.input
         self._mean = torch.tensor(spec.mean, dtype=torch.float32)[:, None, None]
         self._std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
         self._shape = (len(spec.bands), spec.size, spec.size)
         self._median = codec.tables.median
-        self._latent = (config.tokens, config.dim)
+        self._latent = (config.tokens, codec.spec.channels)  # fewer than the encoder's where the codec is truncated
 
     def latents(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Latents float32 (tiles, tokens, channels) of pixels float32 (tiles, bands, size, size), raw units.
@@ -46,17 +56,30 @@ class Embedder:
         if pixels.shape[1:] != self._shape:
             raise ValueError(f"pixels must be (tiles, {self._shape}), not {pixels.shape}")
         out = np.empty((len(pixels), *self._latent), np.float32)
+        channels = self._latent[1]
         batch = torch.zeros((BATCH, *self._shape))
-        with torch.inference_mode(), one_thread():
+        with torch.inference_mode(), one_thread(), _exact():
             for start in range(0, len(pixels), BATCH):
                 part = torch.from_numpy(np.array(pixels[start : start + BATCH], np.float32))
                 batch[: len(part)] = ((part - self._mean) / self._std).clamp_(-_LARGEST_INPUT, _LARGEST_INPUT)
-                out[start : start + len(part)] = self._encoder(batch)[: len(part)].numpy()
+                latent = self._encoder(batch.to(self._device))[: len(part), :, :channels]
+                out[start : start + len(part)] = latent.cpu().numpy()
         return out
 
     def symbols(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
         """Symbols int32 (tiles, tokens, channels): the latents' distance to the medians, rounded."""
         return np.rint(self.latents(pixels) - self._median).astype(np.int32)
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Products of float32 on a GPU in float32, whatever the process has set."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def mae_config(codec: Codec) -> MaeConfig:
@@ -70,8 +93,8 @@ def mae_config(codec: Codec) -> MaeConfig:
     except (TypeError, InputError) as error:
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture is not that of a MAE ViT ({error})") from None
     spec = codec.spec
-    declared = (spec.grid, spec.channels, spec.input.size, len(spec.input.bands))
-    if ((config.side, config.side), config.dim, config.size, config.bands) != declared:
+    declared = (spec.grid, spec.input.size, len(spec.input.bands))
+    if ((config.side, config.side), config.size, config.bands) != declared or spec.channels > config.dim:
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
     return config
 
@@ -83,8 +106,17 @@ def first_decoder_layer(codec: Codec) -> nn.Module:
     return layer
 
 
+def latent_medians(codec: Codec) -> npt.NDArray[np.float32]:
+    """Medians float32 (channels,) of the whole latent, also where the codec holds only its first layers."""
+    medians = codec.tensors("decoder").get(MEDIANS, codec.tables.median)
+    if medians.dtype != np.float32 or medians.shape != (mae_config(codec).dim,) or not np.all(np.isfinite(medians)):
+        raise CorruptCodec(f"codec {codec.id[:12]}: its decoder's medians do not fit its architecture")
+    return np.asarray(medians)
+
+
 def _load(module: nn.Module, codec: Codec, part: str) -> None:
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in codec.tensors(part).items()}
+    arrays = codec.tensors(part)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if name != MEDIANS}
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from torch import nn
 
 from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, write_codec
 from nec_ray.codec.payload import PayloadCoder
+from nec_ray.models.mae import MaeDecoder, MaeEncoder
 from nec_ray.models.nec import NeuralEmbeddingCompressor
 
 _MAX_RADIUS = 4096
@@ -28,6 +30,7 @@ def export_codec(
     input_spec: InputSpec,
     lineage: Lineage,
     calibration: npt.NDArray[np.float32],
+    half: bool = False,
 ) -> str:
     """Write the codec directory of a trained compressor.
 
@@ -37,28 +40,36 @@ def export_codec(
         input_spec: what the encoder is fed.
         lineage: where it comes from; `bits_per_symbol` is replaced by what real payloads measure.
         calibration: pixels float32 (tiles, bands, size, size), raw units, of some training tiles.
+        half: keep the weights as float16; the tables are made from what they then compute.
 
     Returns:
         The codec id.
     """
     model.eval()
+    encoder, decoder = model.encoder, model.decoder
+    assert isinstance(encoder, MaeEncoder)
+    assert isinstance(decoder, MaeDecoder)
+    config = encoder.config
+    kept = np.float16 if half else np.float32
+    if half:
+        for module in (encoder, decoder.first):
+            module.load_state_dict({name: tensor.half() for name, tensor in module.state_dict().items()})
     latents = _latents(model, input_spec, calibration)
-    tokens = model.config.side**2
     tables = tables_of(model.bottleneck, latents)
     symbols = np.rint(latents - tables.median).astype(np.int32)
-    layers = [LayerSpec(channels=model.config.dim, tokens=tokens)]
+    layers = [LayerSpec(channels=channels, tokens=config.tokens) for channels in model.layers]
     size = int(PayloadCoder(tables, layers).compress(symbols).length.sum())
     return write_codec(
         folder,
         family="mae_vit",
-        architecture=model.config.to_architecture(),
+        architecture=config.to_architecture(),
         input=input_spec,
-        grid=(model.config.side, model.config.side),
+        grid=(config.side, config.side),
         layers=layers,
         lineage=lineage.model_copy(update={"bits_per_symbol": 8 * size / symbols.size}),
         tables=tables,
-        encoder=_arrays(model.encoder),
-        decoder=_arrays(model.decoder.first),
+        encoder=_arrays(encoder, kept),
+        decoder=_arrays(decoder.first, kept),
         calibration=symbols,
     )
 
@@ -107,5 +118,5 @@ def _latents(
     return np.concatenate(parts)
 
 
-def _arrays(module: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
-    return {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
+def _arrays(module: nn.Module, kept: type[np.floating[Any]]) -> dict[str, npt.NDArray[np.floating[Any]]]:
+    return {name: tensor.detach().numpy().astype(kept) for name, tensor in module.state_dict().items()}

@@ -92,6 +92,16 @@ class MaeEncoder(nn.Module):
         self.apply(_initialise)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(config.dim, -1))
 
+    @property
+    def channels(self) -> int:
+        """Of a token."""
+        return self.config.dim
+
+    @property
+    def tokens(self) -> int:
+        """Of a tile."""
+        return self.config.tokens
+
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Latent (batch, kept tokens, dim) of normalised pixels (batch, bands, size, size).
 
@@ -149,13 +159,17 @@ class MaeDecoder(nn.Module):
     def forward(self, latent: Tensor, keep: Tensor) -> Tensor:
         """Patches (batch, tokens, patch * patch * bands) from the visible tokens' latent."""
         visible = self.first.decoder_embed(latent)
-        x = self.mask_token.expand(len(latent), self.config.tokens, -1)
+        x = self.mask_token.to(visible.dtype).expand(len(latent), self.config.tokens, -1)
         x = x.scatter(1, keep[:, :, None].expand(-1, -1, visible.shape[2]), visible)
         x = self.first.block(x + self.first.decoder_pos_embed)
         for block in self.blocks:
             x = block(x)
         patches: Tensor = self.pred(self.norm(x))
         return patches
+
+    def loss(self, latent: Tensor, keep: Tensor, pixels: Tensor) -> Tensor:
+        """Mean squared error of normalised pixels (batch, bands, size, size), over the masked patches."""
+        return masked_mse(self(latent, keep), patchify(pixels, self.config.patch), keep)
 
 
 class PatchEmbed(nn.Module):
@@ -171,10 +185,16 @@ class PatchEmbed(nn.Module):
         return x
 
 
-def random_keep(batch: int, tokens: int, mask_ratio: float, generator: torch.Generator | None = None) -> Tensor:
+def random_keep(
+    batch: int,
+    tokens: int,
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """Random visible tokens (batch, kept), int64, uniform without replacement, a set of its own for each sample."""
     kept = max(1, int(tokens * (1 - mask_ratio)))
-    noise = torch.rand(batch, tokens, generator=generator)
+    noise = torch.rand(batch, tokens, generator=generator, device=device)
     return noise.argsort(dim=1)[:, :kept]
 
 

@@ -1,12 +1,15 @@
 """Connects to Ray: the cluster that RAY_ADDRESS names, or one started on this machine for the time being."""
 
+import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
-from nec_ray.errors import RunError
+from nec_ray.errors import NecError, RunError
+from nec_ray.runtime.stop import take_sigterm_back
 
 
 @contextmanager
@@ -21,6 +24,8 @@ def connect() -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks would run through the progress bar
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "2")  # infinite otherwise: pipeline.py isolates what is left
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of workers: see nec_ray/__main__.py
     if "RAY_ADDRESS" not in os.environ:
         # Read when ray is imported: a cluster of our own listens on the loopback interface only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -42,11 +47,75 @@ def connect() -> Iterator[None]:
         raise RunError(
             f"Ray does not answer ({first}); check RAY_ADDRESS, or unset it to run on this machine"
         ) from error
+    take_sigterm_back()
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # A thread of Ray's prints what raylets remark, such as a worker's death, where results belong.
+    with redirect_stdout(_Remarks()):
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+RETRIES = 2
+"""Of a Ray Data task whose process died. Ray Data's own number is infinite: a tile that kills its process would be
+tried for ever."""
+
+
+@contextmanager
+def ray_data(*, lost_blocks: int = 0, ordered: bool = False) -> Iterator[None]:
+    """Settings of the datasets that are made inside the block, from their first step on; they are as before after it.
+
+    Args:
+        lost_blocks: blocks that a run may leave out since their processes died again and again.
+        ordered: blocks keep their order.
+    """
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = context.copy()
+    context.enable_progress_bars = False  # the command line has one of its own
+    context.max_errored_blocks = lost_blocks
+    context.execution_options.preserve_order = ordered
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # Ray Data sets it when it is imported
     try:
-        yield
+        with warnings.catch_warnings():
+            # The only way there is to say `max_retries`; gone in Ray 2.64, which pyproject.toml shuts out.
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            yield
     finally:
-        ray.shutdown()
+        context.max_errored_blocks = before.max_errored_blocks
+        context.enable_progress_bars = before.enable_progress_bars
+        context.execution_options.preserve_order = before.execution_options.preserve_order
+
+
+def raise_own(error: BaseException) -> None:
+    """Raise the typed error of ours that a task ended with, if it was one: Ray wraps it in its own."""
+    seen: list[BaseException | None] = [error]
+    for one in seen:
+        if one is None:
+            continue
+        if type(one).__module__ == NecError.__module__:
+            raise one from None
+        seen += [two for two in (getattr(one, "cause", None), one.__cause__) if two not in seen]
+
+
+def broke_off(error: BaseException) -> RunError:
+    """The error of an encoding run that Ray gave up."""
+    cause = str(error).strip().splitlines()[-1]
+    return RunError(f"the encoding run broke off ({cause}); run the same command again to go on")
+
+
+class _Remarks(io.TextIOBase):
+    """A stream into the log."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger("nec_ray.ray").info(text.strip())
+        return len(text)
 
 
 @contextmanager

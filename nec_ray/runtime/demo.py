@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from nec_ray.archive import open_archive
-from nec_ray.archive.export import write_pull
+from nec_ray.archive.pull_files import write_pull
 from nec_ray.codec import load_codec
 from nec_ray.errors import InputError
 from nec_ray.runtime.cluster import connect
@@ -117,7 +117,7 @@ def _train(out: Path, catalog: Path, say: Say) -> Path:
     from nec_ray.runtime.train import train
 
     recipe = read_recipe(_RECIPE, [f"data.catalog={catalog}"])
-    return train(recipe, out / "train", progress=lambda line: say(f"    {line}"))
+    return Path(train(recipe, out / "train", progress=lambda line: say(f"    {line}")))
 
 
 def _same_symbols(catalog: Catalog, codec: Any, pull: Any) -> str:

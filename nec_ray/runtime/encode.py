@@ -1,14 +1,17 @@
 """Encodes a tile catalog into an archive, on Ray Data or serially; resumable at any point."""
 
+import logging
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import zstandard
 
 from nec_ray.archive.index import Index
@@ -16,27 +19,24 @@ from nec_ray.archive.layout import (
     ARCHIVE_JSON,
     ArchiveInfo,
     archive_codec,
-    codec_ids,
     create_archive,
-    find_codec,
     install_codec,
     read_info,
 )
-from nec_ray.codec import Codec, load_codec
-from nec_ray.errors import InputError, Interrupted, NotFound
+from nec_ray.codec import Codec
+from nec_ray.runtime.choose import akin_codecs, choose_codec
+from nec_ray.runtime.commit import Committer, Progress
+from nec_ray.runtime.ledger import Ledger
 from nec_ray.runtime.plan import SHARD_TILES, Plan, plan
-from nec_ray.runtime.shard import Receipt, encode_shard
+from nec_ray.runtime.shard import serially
 from nec_ray.storage import Store
-from nec_ray.tiles import Catalog, check_bands, read_catalog, read_pixels
+from nec_ray.tiles import OrderedTiles, read_pixels
 
 COMMIT_SECONDS = 30.0
-_STEADY_SECONDS = 5.0
-"""Shards have to come in for this long before a rate means anything."""
 _ZSTD_TILES = 200
 """Tiles on which the size of zstd-compressed pixels is measured."""
 
-Progress = Callable[[int, int, int], None]
-"""Called with (tiles encoded by this run, tiles to do, payload bytes so far)."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def encode(
     retry_failed: bool = False,
     commit_seconds: float = COMMIT_SECONDS,
     shard_tiles: int = SHARD_TILES,
+    encoders_per_gpu: int = 1,
     progress: Progress | None = None,
 ) -> Account:
     """Encode the tiles of a catalog that the archive lacks; the same call again goes on after any stop.
@@ -115,14 +116,14 @@ def encode(
     Args:
         catalog_url: a tile catalog.
         archive_url: the archive; created where it is not there.
-        codec_url: a codec directory, or the first digits of the id of one in the archive; the archive's own
-            codec where it is None.
+        codec_url: what `choose_codec` takes; the archive's own codec where it is None.
         where: SQL condition over the catalog.
-        workers: encoder processes; one a core where it is None.
+        workers: encoder processes; one a core where it is None, or `encoders_per_gpu` a GPU where Ray has some.
         local: run in this process, without Ray.
         retry_failed: encode failed tiles again.
         commit_seconds: how often finished shards are committed.
         shard_tiles: tiles a shard.
+        encoders_per_gpu: models that share one GPU.
         progress: called after every shard.
 
     Raises:
@@ -130,27 +131,42 @@ def encode(
         CodecMismatch: the codec does not fit the catalog's bands, or the archive's tiles.
         Interrupted: Ctrl-C; finished shards are committed.
     """
-    catalog, codec, todo, store, index = prepare(
+    with prepare(
         catalog_url,
         archive_url,
         codec_url=codec_url,
         where=where,
         retry_failed=retry_failed,
         shard_tiles=shard_tiles,
-    )
-    started = time.monotonic()
-    committer = _Committer(index, todo, commit_seconds, progress)
-    if todo.shards_todo:
-        if local:
-            receipts = _serially(todo, codec, store)
-        else:
-            from nec_ray.runtime.pipeline import on_ray
+    ) as run:
+        started = time.monotonic()
+        planned = {"tiles": run.plan.tiles, "to_encode": run.plan.todo, "shards": run.plan.shards_todo}
+        _LOG.info("planned", extra={"facts": {"archive": run.store.url, "codec": run.codec.id, **planned}})
+        committer = Committer(run.index, run.plan, run.codec, commit_seconds, progress)
+        if run.plan.shards_todo:
+            if local:
+                receipts = serially(run.plan.shards(), run.codec, run.store)
+            else:
+                from nec_ray.runtime.pipeline import on_ray
 
-            receipts = on_ray(todo, codec, store, workers)
-        committer.run(receipts)
-    return _account(catalog.select(where), codec, store, index, committer, time.monotonic() - started)
+                receipts = on_ray(run.plan.shards(), run.codec, run.store, workers, encoders_per_gpu=encoders_per_gpu)
+            committer.run(receipts)
+        return _account(run, committer, time.monotonic() - started)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs."""
+
+    tiles: OrderedTiles
+    ledger: Ledger
+    codec: Codec
+    plan: Plan
+    store: Store
+    index: Index
+
+
+@contextmanager
 def prepare(
     catalog_url: str | os.PathLike[str],
     archive_url: str | os.PathLike[str],
@@ -160,155 +176,66 @@ def prepare(
     retry_failed: bool = False,
     shard_tiles: int = SHARD_TILES,
     create: bool = True,
-) -> tuple[Catalog, Codec, Plan, Store, Index]:
-    """Open or create everything a run needs and plan it; with `create` false nothing is written."""
-    catalog = read_catalog(catalog_url)
+) -> Iterator[Prepared]:
+    """Open or create everything a run needs and plan it; with `create` false nothing is written to the archive."""
     store = Store(archive_url)
-    codec = _choose_codec(codec_url, store)
-    check_bands(catalog, codec.spec.input.bands)
-    index = Index(store)
-    exists = store.exists(ARCHIVE_JSON)
-    if exists:
-        read_info(store)
-    todo = plan(
-        catalog, index if exists else None, codec.id, where=where, retry_failed=retry_failed, shard_tiles=shard_tiles
-    )
-    if create:  # only now: what plan() refuses must leave no trace
-        licence, attribution = catalog.metadata.licence, catalog.metadata.attribution
-        create_archive(store, ArchiveInfo(licence=licence, attribution=attribution))
-        index.create()
-        install_codec(store, codec)
-        codec = archive_codec(store, codec.id)
-        if not exists:
-            todo = plan(catalog, index, codec.id, where=where, retry_failed=retry_failed, shard_tiles=shard_tiles)
-    return catalog, codec, todo, store, index
+    with tempfile.TemporaryDirectory(prefix="nec-plan-") as name:
+        folder = Path(name)
+        tiles = OrderedTiles(catalog_url, folder)
+        codec = choose_codec(codec_url, store, tiles)
+        index = Index(store)
+        exists = store.exists(ARCHIVE_JSON)
+        if exists:
+            read_info(store)
+        with Ledger(tiles, folder, where) as ledger:
+
+            def planned(index: Index | None) -> Plan:
+                akin = akin_codecs(store, codec) if exists else []
+                return plan(
+                    tiles, ledger, index, codec.id, retry_failed=retry_failed, shard_tiles=shard_tiles, akin=akin
+                )
+
+            todo = planned(index if exists else None)
+            if create:  # only now: what plan() refuses must leave no trace
+                metadata = tiles.metadata
+                create_archive(store, ArchiveInfo(licence=metadata.licence, attribution=metadata.attribution))
+                index.create()
+                install_codec(store, codec)
+                codec = archive_codec(store, codec.id)
+                if not exists:
+                    todo = planned(index)
+            yield Prepared(tiles, ledger, codec, todo, store, index)
 
 
-class _Committer:
-    """Collects receipts and commits them every so often, and always before it stops."""
-
-    def __init__(self, index: Index, todo: Plan, seconds: float, progress: Progress | None) -> None:
-        self._index = index
-        self._plan = todo
-        self._seconds = seconds
-        self._progress = progress
-        self._waiting: list[Receipt] = []
-        self._last = time.monotonic()
-        self.encoded = 0
-        self.committed = 0
-        self._bytes = 0
-        self._first: tuple[float, int] | None = None
-        self.tiles_s = 0.0  # stays 0 where the run was too short to tell
-
-    def run(self, receipts: Iterator[Receipt]) -> None:
-        try:
-            for receipt in receipts:
-                self._take(receipt)
-                if time.monotonic() - self._last >= self._seconds:
-                    self._commit()
-        except KeyboardInterrupt:
-            self._commit()
-            raise Interrupted(self._plan.tiles - self._plan.todo + self.committed, self._plan.tiles) from None
-        except BaseException:
-            self._commit()  # what is finished is not lost with the run
-            raise
-        self._commit()
-
-    def _take(self, receipt: Receipt) -> None:
-        now = time.monotonic()
-        self._waiting.append(receipt)
-        self.encoded += receipt.rows.num_rows
-        self._bytes += pc.sum(receipt.rows["n_bytes"]).as_py() or 0
-        if self._first is None:
-            self._first = (now, self.encoded)
-        elif now > self._first[0] + _STEADY_SECONDS:
-            self.tiles_s = (self.encoded - self._first[1]) / (now - self._first[0])
-        if self._progress:
-            self._progress(self.encoded, self._plan.todo, self._bytes)
-
-    def _commit(self) -> None:
-        self._last = time.monotonic()
-        if not self._waiting:
-            return
-        rows = pa.concat_tables([receipt.rows for receipt in self._waiting])
-        replaces = self._plan.replaces
-        done = self._index.commit(
-            self._plan.base,
-            rows,
-            replaces={i: replaces[i] for i in rows["tile_id"].to_pylist() if i in replaces},
-            shards=[receipt.shard_id for receipt in self._waiting],
-        )
-        self.committed += done.added
-        self._waiting = []
-
-
-def _serially(todo: Plan, codec: Codec, store: Store) -> Iterator[Receipt]:
-    from nec_ray.models.embed import Embedder
-
-    embedder = Embedder(codec)
-    for shard in todo.shards():
-        yield encode_shard(shard, codec, store, embedder)
-
-
-def _choose_codec(url: str | os.PathLike[str] | None, store: Store) -> Codec:
-    if url is None:
-        ids = codec_ids(store) if store.exists("codecs") else []
-        if len(ids) != 1:
-            what = "holds several codecs" if ids else "holds no codec yet"
-            raise InputError(f"{store.url} {what}; name one with --codec (`nec train` makes one)")
-        return find_codec(store, ids[0])
-    text = os.fspath(url)
-    try:
-        return load_codec(text)
-    except NotFound:
-        if len(text) >= 6 and set(text) <= set("0123456789abcdef"):
-            return find_codec(store, text)
-        if Store(text).exists("codec/codec.json"):
-            return load_codec(f"{text.rstrip('/')}/codec")  # the folder that `nec train --out` made
-        raise
-
-
-def _account(
-    catalog: Catalog, codec: Codec, store: Store, index: Index, committer: _Committer, seconds: float
-) -> Account:
-    version = index.version()
-    rows = index.read(version.files, ["tile_id", "status", "n_bytes"])
-    rows = rows.filter(pc.is_in(rows["tile_id"], catalog.table["tile_id"].combine_chunks()))
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["status"]).to_pylist()}
-    valid = counts.get("valid", 0)
-    total = pc.sum(rows["n_bytes"]).as_py() or 0
-    valid_ids = rows.filter(pc.equal(rows["status"], "valid"))["tile_id"].combine_chunks()
-    tiles = catalog.table.filter(pc.is_in(catalog.table["tile_id"], valid_ids))
-    raw, zstd = _raw_sizes(tiles)
+def _account(run: Prepared, committer: Committer, seconds: float) -> Account:
+    version = run.index.version()
+    run.ledger.read(run.index, version)
+    counts = run.ledger.counts(_ZSTD_TILES)
+    valid, nodata, failed = (counts.status.get(name, 0) for name in ("valid", "nodata", "failed"))
+    spec = run.codec.spec
     return Account(
-        archive=store.url,
+        archive=run.store.url,
         version=version.number,
-        codec_id=codec.id,
-        tiles=len(catalog),
+        codec_id=run.codec.id,
+        tiles=run.ledger.asked,
         valid=valid,
-        nodata=counts.get("nodata", 0),
-        failed=counts.get("failed", 0),
-        missing=len(catalog) - rows.num_rows,
+        nodata=nodata,
+        failed=failed,
+        missing=run.ledger.asked - valid - nodata - failed,
         encoded=committer.committed,
-        payload_bytes=total,
-        bytes_per_tile=total / max(1, valid),
-        bits_per_symbol=8 * total / max(1, valid * codec.spec.tokens * codec.spec.channels),
-        raw_bytes_per_tile=raw,
-        raw_dtype="/".join(sorted(set(tiles["dtype"].to_pylist()))),
-        zstd_bytes_per_tile=zstd,
+        payload_bytes=counts.payload_bytes,
+        bytes_per_tile=counts.payload_bytes / max(1, valid),
+        bits_per_symbol=8 * counts.payload_bytes / max(1, valid * spec.tokens * spec.channels),
+        raw_bytes_per_tile=counts.raw_bytes,
+        raw_dtype=counts.dtypes,
+        zstd_bytes_per_tile=_zstd_bytes(run.tiles.take(counts.sample)),
         seconds=seconds,
         tiles_s=committer.tiles_s or None,
     )
 
 
-def _raw_sizes(tiles: pa.Table) -> tuple[float, float]:
-    """Bytes a tile of the pixels as they are, and under zstd level 3 on an even sample."""
-    if not tiles.num_rows:
-        return 0.0, 0.0
-    pixels = np.multiply(tiles["width"].to_numpy(), tiles["height"].to_numpy(), dtype=np.int64)
-    bands = pc.list_value_length(tiles["bands"]).to_numpy()
-    itemsize = np.array([np.dtype(name).itemsize for name in tiles["dtype"].to_pylist()])
-    sample = np.unique(np.linspace(0, tiles.num_rows - 1, _ZSTD_TILES).astype(int))
+def _zstd_bytes(sample: pa.Table) -> float:
+    """Mean bytes of the tiles' pixels under zstd level 3."""
     compressor = zstandard.ZstdCompressor(level=3)
-    sizes = [len(compressor.compress(array.tobytes())) for array in read_pixels(tiles.take(pa.array(sample)))]
-    return float((pixels * bands * itemsize).mean()), float(np.mean(sizes)) if sizes else 0.0
+    sizes = [len(compressor.compress(array.tobytes())) for array in read_pixels(sample)]
+    return float(np.mean(sizes)) if sizes else 0.0

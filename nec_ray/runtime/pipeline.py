@@ -1,16 +1,24 @@
-"""Encoding on Ray Data: shards -> pixels (CPU tasks) -> symbols, payloads, packs (an elastic actor pool)."""
+"""Encoding on Ray Data: shards -> pixels (CPU tasks) -> symbols, payloads, packs (an elastic actor pool).
 
-import logging
-from collections.abc import Iterator
+The plan is run in waves, so that neither the driver nor the object store ever holds more of it than one; a wave's pool
+is sized by the nodes that are there when it begins. Shards that a wave could not finish are looked into one by one
+(isolate.py).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from nec_ray.codec import Codec
 from nec_ray.errors import RunError
-from nec_ray.runtime.cluster import connect
-from nec_ray.runtime.plan import Plan, Shard
+from nec_ray.runtime.cluster import RETRIES, broke_off, connect, raise_own, ray_data
+from nec_ray.runtime.isolate import isolate
+from nec_ray.runtime.messages import from_ipc, shard_message, shard_of, to_ipc
+from nec_ray.runtime.plan import Shard
 from nec_ray.runtime.shard import Receipt, pack_shard, read_shard
 from nec_ray.storage import Store
 from nec_ray.tiles import TileBatch
@@ -18,53 +26,99 @@ from nec_ray.tiles import TileBatch
 # Encoder actors never hold all of a core: actors that hold every CPU starve the readers, without an error
 # (ray-project/ray #44687), and reading a shard takes far less time than encoding it.
 _ENCODER_CPUS = 0.75
+_GPU_ENCODER_CPUS = 0.25
 _READER_CPUS = 0.25
+_WAVE_TILES = 1 << 19
+"""For up to 8 encoders; starting a pool takes seconds, so larger ones get larger waves."""
+_LOST_SHARDS, _LOST_SHARE = 16, 0.05
+"""That many of a wave may be left over, whichever is more; beyond it no single tile is at fault."""
+_ATTEMPTS = 3
 
 
-def on_ray(todo: Plan, codec: Codec, store: Store, workers: int | None) -> Iterator[Receipt]:
-    """Receipts of the plan's shards as they are finished, in no order.
+Stages = tuple[Callable[[str], Callable[[dict[str, Any]], dict[str, Any]]], type]
+"""A reader, made from a codec's spec as JSON, and an actor, made from the archive's URL, the codec's id and whether
+there is a GPU: both take and give shard messages."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Encoder actors that fit the cluster."""
+
+    size: int
+    cpus: float
+    gpus: float
+
+
+def on_ray(
+    shards: Iterator[Shard],
+    codec: Codec,
+    store: Store,
+    workers: int | None,
+    *,
+    encoders_per_gpu: int = 1,
+    stages: Stages | None = None,
+) -> Iterator[Receipt]:
+    """Receipts of shards as they are finished, in no order.
 
     Args:
-        todo: the plan.
+        shards: what is to be encoded.
         codec: the archive's copy of the codec, so that every worker can load it.
         store: the archive.
-        workers: encoder actors; one a core where it is None.
+        workers: encoder actors; one a core, or `encoders_per_gpu` a GPU where there are any, if it is None.
+        encoders_per_gpu: models that share one GPU.
+        stages: other steps than reading and encoding, for measuring.
 
     Raises:
         RunError: the cluster has too few cores, or lost its workers too often.
     """
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-
     with connect():
-        # The command line has a progress bar of its own; Ray Data sets its loggers' levels when it is imported.
-        DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        cores = ray.cluster_resources().get("CPU", 0)
-        most = int((cores - _READER_CPUS) // _ENCODER_CPUS)
-        wanted = workers or int(cores)
-        if wanted > most:
-            needed = wanted * _ENCODER_CPUS + _READER_CPUS
-            raise RunError(f"{wanted} encoders need {needed:g} cores, Ray has {cores:g}; use --workers {most}")
-        shards = [_shard_row(shard) for shard in todo.shards()]
-        size = min(wanted, len(shards))
-        results = (
-            ray.data.from_items(shards, override_num_blocks=len(shards))
-            .map(_Read(codec.spec.model_dump_json()), num_cpus=_READER_CPUS)
-            .map_batches(
-                _Encode,
-                fn_constructor_args=(store.url, codec.id),
-                batch_size=1,
-                compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
-                num_cpus=_ENCODER_CPUS,
-            )
-        )
+        for first in shards:
+            pool = _pool(workers, encoders_per_gpu)
+            tiles = _WAVE_TILES * max(1, pool.size // 8)
+            wave = {s.id: s for s in chain([first], islice(shards, tiles // max(1, first.rows.num_rows)))}
+            yield from _finish(wave, codec, store, pool, stages or (_Read, _Encode))
+
+
+def _finish(wave: dict[str, Shard], codec: Codec, store: Store, pool: Pool, stages: Stages) -> Iterator[Receipt]:
+    """Receipts of all shards of a wave."""
+    import ray
+
+    for attempt in range(_ATTEMPTS):
         try:
-            for row in results.iter_rows():
-                yield Receipt(row["id"], _from_ipc(row["rows"]))
+            for receipt in _run(list(wave.values()), codec, store, pool, stages):
+                yield replace(receipt, replaces=wave.pop(receipt.shard_id).replaces)
+            break
         except ray.exceptions.RayError as error:
-            cause = str(error).strip().splitlines()[-1]
-            raise RunError(f"the encoding run broke off ({cause}); run the same command again to go on") from error
+            raise_own(error)  # such as a store that refuses: it will be the same the next time
+            if attempt == _ATTEMPTS - 1:
+                raise broke_off(error) from error
+    for shard in wave.values():
+        yield isolate(shard, codec, store, num_cpus=pool.cpus, num_gpus=pool.gpus)
+
+
+def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: Stages) -> Iterator[Receipt]:
+    """One Ray Data run; shards whose process dies again and again are left out."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    read, encode = stages
+    size = min(pool.size, len(shards))
+    messages = [shard_message(shard) for shard in shards]
+    # A dropped block is a shard without a receipt: it is isolated. A pool may hang with -1 (ray-project/ray #62746).
+    with ray_data(lost_blocks=max(_LOST_SHARDS, int(_LOST_SHARE * len(shards)))):
+        blocks = ray.data.from_items(messages, override_num_blocks=len(messages))
+        pixels = blocks.map(read(codec.spec.model_dump_json()), num_cpus=_READER_CPUS, max_retries=RETRIES)
+        results = pixels.map_batches(
+            encode,
+            fn_constructor_args=(store.url, codec.id, pool.gpus > 0),
+            batch_size=1,
+            compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            max_task_retries=RETRIES,
+        )
+    for row in results.iter_rows():
+        yield Receipt(row["id"], from_ipc(row["rows"]), worker=row["worker"])
 
 
 class _Read:
@@ -76,7 +130,7 @@ class _Read:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from nec_ray.codec import CodecSpec
 
-        batch = read_shard(_shard(row), CodecSpec.model_validate_json(self._spec))
+        batch = read_shard(shard_of(row), CodecSpec.model_validate_json(self._spec))
         return {
             **row,
             "pixels": np.ascontiguousarray(batch.pixels).tobytes(),
@@ -91,13 +145,16 @@ class _Read:
 class _Encode:
     """Actor: one shard a call; the model is loaded once."""
 
-    def __init__(self, archive_url: str, codec_id: str) -> None:
+    def __init__(self, archive_url: str, codec_id: str, gpu: bool) -> None:
+        import ray
+
         from nec_ray.archive.layout import archive_codec
         from nec_ray.models.embed import Embedder
 
+        self._worker = f"{ray.get_runtime_context().get_node_id()[:12]}/{os.getpid()}"
         self._store = Store(archive_url)
         self._codec = archive_codec(self._store, codec_id)
-        self._embedder = Embedder(self._codec)
+        self._embedder = Embedder(self._codec, "cuda" if gpu else "cpu")
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         row = {name: values[0] for name, values in block.items()}
@@ -110,25 +167,22 @@ class _Encode:
             nodata_share=np.frombuffer(row["nodata_share"], np.float32),
         )
         symbols = self._embedder.symbols(pixels)
-        receipt = pack_shard(_shard(row), batch, symbols, self._codec, self._store)
-        return {"id": [receipt.shard_id], "rows": [_to_ipc(receipt.rows)]}
+        receipt = pack_shard(shard_of(row), batch, symbols, self._codec, self._store)
+        return {"id": [receipt.shard_id], "rows": [to_ipc(receipt.rows)], "worker": [self._worker]}
 
 
-def _shard_row(shard: Shard) -> dict[str, Any]:
-    return {"id": shard.id, "tiles": _to_ipc(shard.rows), "todo": sorted(shard.todo)}
+def _pool(workers: int | None, encoders_per_gpu: int) -> Pool:
+    import ray
 
-
-def _shard(row: dict[str, Any]) -> Shard:
-    return Shard(row["id"], _from_ipc(row["tiles"]), frozenset(str(tile_id) for tile_id in row["todo"]))
-
-
-def _to_ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _from_ipc(data: bytes) -> pa.Table:
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_all()
+    there = ray.cluster_resources()
+    cores, gpus = float(there.get("CPU", 0)), float(there.get("GPU", 0))
+    cpus = _GPU_ENCODER_CPUS if gpus else _ENCODER_CPUS
+    most = int((cores - _READER_CPUS) // cpus)
+    wanted = workers or (int(gpus * encoders_per_gpu) if gpus else int(cores))
+    if wanted > most:
+        needed = wanted * cpus + _READER_CPUS
+        raise RunError(f"{wanted} encoders need {needed:g} cores, Ray has {cores:g}; use --workers {most}")
+    if gpus and wanted > gpus * encoders_per_gpu:
+        most = int(gpus * encoders_per_gpu)
+        raise RunError(f"{wanted} encoders need more GPUs than the {gpus:g} there are; use --workers {most}")
+    return Pool(wanted, cpus, 1 / encoders_per_gpu if gpus else 0)

@@ -1,19 +1,17 @@
 """Plans an encoding run: deterministic shards of the whole catalog, less what the index already holds."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nec_ray.archive.index import Index, Version
-from nec_ray.contracts import arrow_schema
 from nec_ray.errors import CodecMismatch
-from nec_ray.tiles import Catalog, spatial_order
+from nec_ray.runtime.ledger import Ledger, Todo
+from nec_ray.tiles import OrderedTiles
 
 SHARD_TILES = 256
 
@@ -28,103 +26,93 @@ class Shard:
     """All of its catalog rows, so that a resumed run makes the same batches as an undisturbed one."""
     todo: frozenset[str]
     """Ids of the tiles that the index still lacks."""
+    replaces: Mapping[str, datetime] = field(default_factory=dict)
+    """Tiles whose row is to be replaced (their source changed, or they are tried again), and when it was encoded."""
 
 
-@dataclass(frozen=True)
 class Plan:
-    """What a run has to do, against one version of the index."""
+    """What a run has to do, against one version of the index.
 
-    base: Version
-    tiles: int
-    """Tiles of the catalog that were asked for."""
-    todo: int
-    """Tiles that are to be encoded."""
-    replaces: dict[str, datetime] = field(default_factory=dict)
-    """Tiles whose row is to be replaced (their source changed, or they are tried again)."""
-    _rows: pa.Table = field(default_factory=lambda: pa.table({}))
-    _cuts: list[tuple[int, int]] = field(default_factory=list)
-    _wanted: frozenset[str] = frozenset()
-    _codec_id: str = ""
+    Args:
+        tiles: the catalog's tiles.
+        todo: those that are to be encoded.
+        base: the version.
+        asked: number of tiles that were asked for.
+        codec_id: codec to encode with.
+        shard_tiles: tiles a shard.
+    """
+
+    def __init__(
+        self, tiles: OrderedTiles, todo: Todo, *, base: Version, asked: int, codec_id: str, shard_tiles: int
+    ) -> None:
+        self.base = base
+        self.tiles = asked
+        self.todo = len(todo.numbers)
+        self._tiles = tiles
+        self._todo = todo
+        self._codec_id = codec_id
+        self._shard_tiles = shard_tiles
+        self._numbers = np.unique(todo.numbers // shard_tiles)
 
     @property
     def shards_todo(self) -> int:
         """Number of shards with something to encode."""
-        return len(self._cuts)
+        return len(self._numbers)
 
     def shards(self) -> Iterator[Shard]:
-        """The shards with something to encode, in spatial order."""
-        for start, stop in self._cuts:
-            rows = self._rows.slice(start, stop - start)
+        """The shards with something to encode, in spatial order, each made when it is asked for."""
+        for number in self._numbers.tolist():
+            start = number * self._shard_tiles
+            stop = min(start + self._shard_tiles, len(self._tiles))
+            rows = self._tiles.rows(start, stop)
             ids = rows["tile_id"].to_pylist()
             digest = hashlib.sha256(self._codec_id.encode())
             for tile_id, etag in zip(ids, rows["source_etag"].to_pylist(), strict=True):
                 digest.update(f"\0{tile_id}\0{etag}".encode())
-            yield Shard(digest.hexdigest(), rows, self._wanted.intersection(ids))
+            first, last = np.searchsorted(self._todo.numbers, [start, stop]).tolist()
+            wanted = [ids[n - start] for n in self._todo.numbers[first:last].tolist()]
+            older = self._todo.encoded_at.slice(first, last - first).to_pylist()
+            replaces = {tile_id: at for tile_id, at in zip(wanted, older, strict=True) if at is not None}
+            yield Shard(digest.hexdigest(), rows, frozenset(wanted), replaces)
 
 
 def plan(
-    catalog: Catalog,
+    tiles: OrderedTiles,
+    ledger: Ledger,
     index: Index | None,
     codec_id: str,
     *,
-    where: str | None = None,
     retry_failed: bool = False,
     shard_tiles: int = SHARD_TILES,
+    akin: Sequence[str] = (),
 ) -> Plan:
     """Cut the whole catalog into shards and keep those that hold a tile the index lacks.
 
     Args:
-        catalog: the tiles.
+        tiles: the catalog's tiles.
+        ledger: of the same tiles, and of what is asked for.
         index: the archive's index; None where there is no archive yet.
         codec_id: codec to encode with.
-        where: SQL condition over the catalog's columns; all tiles where it is None.
         retry_failed: encode failed tiles again.
         shard_tiles: tiles a shard.
+        akin: codecs of the same encoder: tiles that were transcoded to one of them are not encoded again.
 
     Raises:
         CodecMismatch: some of the tiles are there under another codec.
-        BadQuery: the condition does not parse.
     """
     base = index.version() if index else Version(-1, ())
-    asked = catalog.select(where).table["tile_id"].combine_chunks()
-    rows = catalog.table
-    rows = rows.take(pa.array(spatial_order(rows)))
-    columns = ["tile_id", "source_etag", "status", "codec_id", "encoded_at"]
-    committed = index.read(base.files, columns) if index else arrow_schema("index.json").empty_table().select(columns)
-    with duckdb.connect(":memory:") as connection:
-        connection.register(
-            "tiles",
-            rows.select(["tile_id", "source_etag"]).append_column("n", pa.array(np.arange(rows.num_rows))),
-        )
-        connection.register("committed", committed)
-        found: pa.Table = connection.sql(
-            """
-            SELECT tiles.n, tiles.tile_id, committed.encoded_at, committed.codec_id
-            FROM tiles LEFT JOIN committed USING (tile_id)
-            WHERE committed.tile_id IS NULL OR committed.source_etag <> tiles.source_etag
-                OR (? AND committed.status = 'failed') OR committed.codec_id <> ?
-            ORDER BY tiles.n
-            """,
-            params=[retry_failed, codec_id],
-        ).to_arrow_table()
-    found = found.filter(pc.is_in(found["tile_id"], asked))
-    others = {codec for codec in found["codec_id"].to_pylist() if codec is not None} - {codec_id}
-    if others:
+    if index:
+        ledger.read(index, base)
+    other = ledger.other_codec(codec_id, akin)
+    if other:
         raise CodecMismatch(
-            f"tiles of this catalog are in the archive under codec {min(others)[:12]}; "
-            "give that codec, or another archive"
+            f"tiles of this catalog are in the archive under codec {other[:12]}; give that codec, or another archive"
         )
-    ids = found["tile_id"].to_pylist()
-    hit = sorted({n // shard_tiles for n in found["n"].to_pylist()})
     return Plan(
+        tiles,
+        ledger.todo(retry_failed=retry_failed),
         base=base,
-        tiles=len(asked),
-        todo=len(ids),
-        replaces={
-            tile_id: at for tile_id, at in zip(ids, found["encoded_at"].to_pylist(), strict=True) if at is not None
-        },
-        _rows=rows,
-        _cuts=[(k * shard_tiles, min((k + 1) * shard_tiles, rows.num_rows)) for k in hit],
-        _wanted=frozenset(ids),
-        _codec_id=codec_id,
+        asked=ledger.asked,
+        codec_id=codec_id,
+        shard_tiles=shard_tiles,
     )

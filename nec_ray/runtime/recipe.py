@@ -3,51 +3,69 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from nec_ray.errors import BadRecipe, NotFound
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from nec_ray.config import Section, check, read_toml, schema
+from nec_ray.errors import BadRecipe
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """What is trained on."""
 
     catalog: str
     """Tile catalog: a path or URL."""
+    title: str | None = Field(default=None, min_length=1)
+    """What the data is called in the codec's lineage; the catalog's title or address where not given."""
     bands: list[str] | None = Field(default=None, min_length=1)
     """Bands by name; all of the catalog's where not given."""
     size: int = Field(ge=8, le=1024)
     """Pixels a side that every tile is resized to."""
+    normalise: Literal["tiles", "imagenet"] = "tiles"
+    """Whose mean and deviation scale the pixels: the tiles' own, or ImageNet's, which published weights expect."""
+    augment: list[Literal["flip", "turn", "crop"]] = Field(default=["flip", "turn"])
+    """What is done to a tile each time it is seen: mirrored, turned by quarters, or a random part of 0.2 to 1 of its
+    area resized to the whole; overhead imagery has no upright."""
     max_tiles: int = Field(default=100_000, ge=8)
-    """Tiles kept in memory; an even sample of a larger catalog."""
+    """Tiles read, once; an even sample of a larger catalog. Each worker keeps its share in a temporary file."""
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """Which masked autoencoder."""
 
     size: Literal["micro", "tiny", "small", "base", "large"] = "tiny"
     patch: int = Field(default=16, ge=1, le=64)
     depth: int | None = Field(default=None, ge=2, le=48)
     """Encoder blocks; that of the size where not given."""
+    init: str | None = None
+    """Weights to begin from: a .pth or .safetensors file, path or URL, of a published MAE or ViT or of an earlier
+    run's OUT/weights.safetensors; random weights where not given."""
+    layers: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1, max_length=64)
+    """Channels of each layer of a payload, trained so that every prefix of the layers is an embedding; one layer where
+    not given."""
+    weights: Literal["float32", "float16"] = "float32"
+    """Type in which the codec keeps its weights; the encoder computes in float32."""
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     """How it is trained: MAE pretraining, then adaptation with the entropy model."""
 
     pretrain_epochs: int = Field(default=100, ge=0)
-    adapt_epochs: int = Field(default=20, ge=1)
+    adapt_epochs: int = Field(default=20, ge=0)
+    """0 ends with the pretrained weights, OUT/weights.safetensors, and no codec."""
     beta: float = Field(default=0.01, ge=0, le=100)
-    """Weight of the rate: the loss is MSE + beta * bits per element."""
-    trainable: Literal["paper", "all"] = "paper"
-    """What adaptation trains."""
+    """Weight of the rate: the loss is MSE + beta * bits per element. The paper's lambdas of 1e7, 1e8, 1e9 and 1e10 are
+    0.98, 0.098, 0.0098 and 0.00098: its loss sums the bits of 256 tiles of 50 tokens of 768 channels."""
+    trainable: Literal["entropy", "entropy+patch", "paper", "all"] = "paper"
+    """What adaptation trains: the entropy model alone, the patch embedding too, the paper's set, or everything."""
     mask_ratio: float = Field(default=0.75, ge=0, lt=1)
     batch_size: int = Field(default=256, ge=1)
     """Tiles a step, over all workers."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a worker computes its tiles of a step in, one after the other: less memory, the same gradients."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of activations (autocast); weights and the entropy model stay float32."""
     lr: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of pretraining."""
     adapt_lr: float = Field(default=5e-4, gt=0, le=1)
@@ -62,7 +80,7 @@ class TrainSection(_Section):
     """Epochs between checkpoints."""
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe."""
 
     data: DataSection
@@ -76,8 +94,14 @@ class Recipe(_Section):
             raise ValueError(f"data.size {size} is no multiple of model.patch {patch}")
         if how.batch_size % how.workers:
             raise ValueError(f"train.batch_size {how.batch_size} is no multiple of train.workers {how.workers}")
-        if how.trainable == "paper" and not how.pretrain_epochs:
-            raise ValueError("train.pretrain_epochs 0 with train.trainable paper would freeze random weights")
+        if how.batch_size < how.workers * how.accumulate:
+            raise ValueError(f"train.batch_size {how.batch_size} is less than train.workers x train.accumulate")
+        if not how.pretrain_epochs + how.adapt_epochs:
+            raise ValueError("train.pretrain_epochs and train.adapt_epochs are both 0; nothing would be trained")
+        if how.trainable != "all" and not how.pretrain_epochs and not self.model.init:
+            raise ValueError(f"train.pretrain_epochs 0 and train.trainable {how.trainable} would freeze random weights")
+        if self.data.normalise == "imagenet" and self.data.bands and len(self.data.bands) != 3:
+            raise ValueError("data.normalise imagenet is for data.bands of red, green and blue")
         return self
 
 
@@ -92,29 +116,15 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         NotFound: no such file.
         BadRecipe: it is no TOML, or a key is unknown or its value impossible; the message names the key.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no recipe there; check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRecipe(f"{path}: no TOML ({error})") from None
-    except OSError as error:
-        raise BadRecipe(f"{path}: cannot be read ({error.strerror})") from None
+    document = read_toml(path, "recipe")
     for override in overrides:
         _apply(document, override)
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = "".join(f"{part}: " for part in [".".join(str(part) for part in first["loc"])] if part)
-        what = {"extra_forbidden": "no key of a recipe", "missing": "must be given"}.get(first["type"], first["msg"])
-        what = what.removeprefix("Value error, ")
-        raise BadRecipe(f"{path}: {key}{what}; the keys are in schemas/recipe.schema.json") from None
+    return check(Recipe, document, path, "recipe")
 
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, as schemas/recipe.schema.json holds it."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    return schema(Recipe)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:

@@ -1,7 +1,7 @@
 """The three pure steps of encoding: read tiles -> embed -> pack. Ray Data composes the same ones."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -28,13 +28,40 @@ class Receipt:
     shard_id: str
     rows: pa.Table
     """Index rows (schema index.json) of the tiles that were to do."""
-    seconds: float = 0.0
+    replaces: Mapping[str, datetime] = field(default_factory=dict)
+    """The shard's own."""
+    worker: str = ""
+    """Node and process that encoded it, where that was on Ray."""
 
 
-def read_shard(shard: Shard, codec: CodecSpec) -> TileBatch:
-    """Pixels of a shard's tiles as the codec's encoder is fed them."""
+def read_shard(shard: Shard, codec: CodecSpec, broken: Mapping[int, str] | None = None) -> TileBatch:
+    """Pixels of a shard's tiles as the codec's encoder is fed them.
+
+    Args:
+        shard: the shard.
+        codec: what the encoder is fed.
+        broken: rows that are not to be touched, and why: they become failed tiles.
+    """
     spec = codec.input
-    return read_tiles(shard.rows, bands=spec.bands, size=spec.size, fill=spec.mean)
+
+    def read(rows: pa.Table) -> TileBatch:
+        return read_tiles(rows, bands=spec.bands, size=spec.size, fill=spec.mean)
+
+    if not broken:
+        return read(shard.rows)
+    kept = np.array([row for row in range(shard.rows.num_rows) if row not in broken], np.int64)
+    batch = read(shard.rows.take(pa.array(kept)))
+    there = dict(zip(kept.tolist(), range(len(kept)), strict=True))
+    rows = range(shard.rows.num_rows)
+    share = np.full(len(rows), np.nan, np.float32)
+    share[kept] = batch.nodata_share
+    return TileBatch(
+        pixels=batch.pixels,
+        valid=kept[batch.valid],
+        status=[batch.status[there[row]] if row in there else "failed" for row in rows],
+        reason=[batch.reason[there[row]] if row in there else broken[row] for row in rows],
+        nodata_share=share,
+    )
 
 
 def pack_shard(shard: Shard, batch: TileBatch, symbols: npt.NDArray[np.int32], codec: Codec, archive: Store) -> Receipt:
@@ -49,13 +76,24 @@ def pack_shard(shard: Shard, batch: TileBatch, symbols: npt.NDArray[np.int32], c
     todo = [i for i, tile_id in enumerate(shard.rows["tile_id"].to_pylist()) if tile_id in shard.todo]
     rows = _index_rows(shard, batch, codec, pooled).take(todo)
     kept = [payloads[i] for i in todo], [lengths[i] for i in todo]
-    return Receipt(shard.id, write_pack(archive, codec.id, rows, *kept))
+    return Receipt(shard.id, write_pack(archive, codec.id, rows, *kept), shard.replaces)
 
 
-def encode_shard(shard: Shard, codec: Codec, archive: Store, embedder: "Embedder") -> Receipt:
-    """The three steps one after the other: what `--local` and tests run."""
-    batch = read_shard(shard, codec.spec)
+def encode_shard(
+    shard: Shard, codec: Codec, archive: Store, embedder: "Embedder", broken: Mapping[int, str] | None = None
+) -> Receipt:
+    """The three steps one after the other: what `--local` and tests run; `broken` as `read_shard` takes it."""
+    batch = read_shard(shard, codec.spec, broken)
     return pack_shard(shard, batch, embedder.symbols(batch.pixels), codec, archive)
+
+
+def serially(shards: Iterable[Shard], codec: Codec, archive: Store) -> Iterator[Receipt]:
+    """Encode shards in this process, one after the other."""
+    from nec_ray.models.embed import Embedder
+
+    embedder = Embedder(codec)
+    for shard in shards:
+        yield encode_shard(shard, codec, archive, embedder)
 
 
 def _index_rows(shard: Shard, batch: TileBatch, codec: Codec, pooled: Sequence[Sequence[int] | None]) -> pa.Table:

@@ -1,10 +1,10 @@
 """What every Ray Train worker runs; in the package, so that workers can import it."""
 
-import csv
 import math
 import os
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,185 +12,248 @@ import numpy as np
 
 from nec_ray.errors import RunError
 from nec_ray.runtime.recipe import Recipe, TrainSection
+from nec_ray.runtime.train_data import local_copy
+from nec_ray.runtime.train_files import CODEC, WEIGHTS, Metrics
+from nec_ray.storage import Store
 
-_FIELDS = ("epoch", "phase", "mse", "bits", "lr", "samples_s")
 _CALIBRATION_TILES = 512
-_DENSITY_LR_SCALE = 10.0
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """Pretrain, adapt and export; goes on from the last checkpoint that Ray Train kept.
 
-    An epoch's masks, order and augmentation depend on the seed, the epoch and the worker alone, so that a run
+    An epoch's masks, order, noise and augmentation depend on the seed, the epoch and the worker alone, so that a run
     that was interrupted between epochs sees what an undisturbed one sees.
     """
     import torch
     from ray import train
-    from torch.nn.parallel import DistributedDataParallel
+    from ray.train.torch import get_device
 
-    from nec_ray.models.mae import SIZES, MaeConfig
-    from nec_ray.models.nec import NeuralEmbeddingCompressor, set_trainable
+    from nec_ray.codec import InputSpec
 
     recipe = Recipe.model_validate(config["recipe"])
     how = recipe.train
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device() if config["gpu"] else torch.device("cpu")
     torch.set_num_threads(min(config["threads"], os.cpu_count() or 1))  # the cluster's cores may be on other nodes
-    pixels = np.memmap(config["pixels"], np.float16, "r", shape=tuple(config["shape"]))
-    sizes = dict(SIZES[recipe.model.size])
-    if recipe.model.depth:
-        sizes["depth"] = recipe.model.depth
-    torch.manual_seed(how.seed)
-    model = NeuralEmbeddingCompressor(
-        MaeConfig(size=recipe.data.size, patch=recipe.model.patch, bands=pixels.shape[1], **sizes)
-    )
-    epochs = how.pretrain_epochs + how.adapt_epochs
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # in training; encoders do not
+    share = train.get_dataset_shard(f"share{rank}")
+    assert share is not None
+    pixels = local_copy(share.iter_batches(batch_size=None, prefetch_batches=1))
+    spec = InputSpec.model_validate_json(config["input"])
+    model, decoder_is_new, _ = initial_model(recipe, len(spec.bands))
     first, optimiser_state = 0, None
     checkpoint = train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / "state.pt", weights_only=True)
+            state = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         first, optimiser_state = int(state["epoch"]), state["optimiser"]
-    if rank == 0:
-        _keep_metrics(Path(config["metrics"]), first)
-
-    wrapped: torch.nn.Module = model
-    optimiser: torch.optim.Optimizer | None = None
+    model.to(device)
+    metrics = Metrics(config["out"], first) if rank == 0 else None
+    worker = _Worker(model, how, recipe.data.augment, pixels, device, rank, world)
+    epochs = how.pretrain_epochs + how.adapt_epochs
     for epoch in range(first, epochs):
-        adapting = epoch >= how.pretrain_epochs
-        if optimiser is None or epoch == how.pretrain_epochs:
-            set_trainable(model, how.trainable if adapting else "all")
-            model.bottleneck.requires_grad_(adapting)
-            model.bottleneck.quantiles.requires_grad_(False)
-            wrapped = DistributedDataParallel(model) if world > 1 else model
-            optimiser = torch.optim.AdamW(_groups(model, how.weight_decay), betas=(0.9, 0.95))
+        if epoch == how.pretrain_epochs:
+            worker.begin_adaptation()
+        if epoch in {first, how.pretrain_epochs}:
+            worker.begin_phase(adapting=epoch >= how.pretrain_epochs, decoder_is_new=decoder_is_new)
             if optimiser_state is not None and epoch == first != how.pretrain_epochs:
-                optimiser.load_state_dict(optimiser_state)
-        row = _epoch(wrapped, optimiser, pixels, how, epoch, rank, world)
-        if rank == 0:
-            _append(Path(config["metrics"]), row)
-        if (epoch + 1) % how.checkpoint_every == 0 or epoch + 1 == epochs:
-            with tempfile.TemporaryDirectory() as folder:
-                if rank == 0:
-                    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
-                    torch.save(state, Path(folder) / "state.pt")
-                kept = train.Checkpoint.from_directory(folder) if rank == 0 else None
-                train.report({"epoch": epoch + 1, "mse": row["mse"]}, checkpoint=kept)
-    if rank == 0:
-        _export(model, pixels, config, how)
+                worker.optimiser.load_state_dict(optimiser_state)
+        row = worker.epoch(epoch)
+        ended = epoch + 1 in {how.pretrain_epochs, epochs}
+        if metrics:
+            metrics.append(row)
+            if epoch + 1 == how.pretrain_epochs:
+                _keep_weights(model, config["out"])
+        if ended or (epoch + 1) % how.checkpoint_every == 0:
+            state = {"model": model.state_dict(), "optimiser": worker.optimiser.state_dict(), "epoch": epoch + 1}
+            _report(row, state if rank == 0 else None)
+    if metrics:
+        metrics.close()
+        if how.adapt_epochs:
+            _export(model.cpu(), pixels, spec, recipe, config)
 
 
-def _epoch(
-    model: Any, optimiser: Any, pixels: Any, how: TrainSection, epoch: int, rank: int, world: int
-) -> dict[str, Any]:
-    """One pass over this worker's share of the tiles; the mean losses over all workers."""
+def _report(row: dict[str, Any], state: dict[str, Any] | None) -> None:
     import torch
-    import torch.distributed as dist
+    from ray import train
 
-    model.train()
-    adapting = epoch >= how.pretrain_epochs
-    total = how.adapt_epochs if adapting else how.pretrain_epochs
-    done = epoch - how.pretrain_epochs if adapting else epoch
-    peak = how.adapt_lr if adapting else how.lr
-    order = np.random.default_rng([how.seed, epoch]).permutation(len(pixels))
-    batch = min(how.batch_size, len(pixels)) // world
-    steps = max(1, len(pixels) // (batch * world))
-    torch.manual_seed(hash((how.seed, epoch, rank)) & 0x7FFFFFFF)  # of the bottleneck's noise
-    generator = torch.Generator().manual_seed(hash((how.seed, epoch, rank, 1)) & 0x7FFFFFFF)
-    sums = np.zeros(2)
-    started = time.monotonic()
-    for step in range(steps):
-        lr = _learning_rate(peak, (done * steps + step) / (total * steps), how.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        begin = step * batch * world + rank * batch
-        chosen = np.sort(order[begin : begin + batch])
-        inputs = _augment(torch.from_numpy(pixels[chosen].astype(np.float32)), generator)
-        losses = model(inputs, mask_ratio=how.mask_ratio, beta=how.beta if adapting else None, generator=generator)
-        optimiser.zero_grad(set_to_none=True)
-        losses.loss.backward()
-        optimiser.step()
-        if not math.isfinite(float(losses.loss.detach())):
+    with tempfile.TemporaryDirectory() as temporary:
+        if state is not None:
+            torch.save(state, Path(temporary) / "state.pt")
+        kept = None if state is None else train.Checkpoint.from_directory(temporary)
+        train.report({"epoch": row["epoch"], "mse": row["mse"]}, checkpoint=kept)
+
+
+def initial_model(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
+    """The compressor that training begins from, whether its decoder is new beside given weights, and a line on them.
+
+    Raises:
+        NotFound: what `model.init` names is not there.
+        BadCheckpoint: it does not fit the recipe's model.
+    """
+    import torch
+
+    from nec_ray.models.mae import SIZES, MaeConfig
+    from nec_ray.models.nec import NeuralEmbeddingCompressor
+    from nec_ray.models.published import import_weights, read_checkpoint
+
+    sizes = dict(SIZES[recipe.model.size])
+    if recipe.model.depth:
+        sizes["depth"] = recipe.model.depth
+    config = MaeConfig(size=recipe.data.size, patch=recipe.model.patch, bands=bands, **sizes)
+    torch.manual_seed(recipe.train.seed)
+    model = NeuralEmbeddingCompressor.mae(config, recipe.model.layers)
+    if not recipe.model.init:
+        return model, False, "random weights"
+    tensors = read_checkpoint(recipe.model.init)
+    found = import_weights(model.encoder, model.decoder, tensors, recipe.model.init)  # type: ignore[arg-type]
+    line = f"weights of {recipe.model.init}: encoder{' and decoder' if found.decoder else ', with a new decoder'}"
+    if found.resized_from:
+        line += f", positions interpolated from {found.resized_from} to {config.side} tokens a side"
+    return model, not found.decoder, line
+
+
+class _Worker:
+    """One worker's model, optimiser and tiles."""
+
+    optimiser: Any
+
+    def __init__(
+        self, model: Any, how: TrainSection, augment: Sequence[str], pixels: Any, device: Any, rank: int, world: int
+    ) -> None:
+        self._model = model
+        self._how = how
+        self._augment = augment
+        self._pixels = pixels
+        self._device = device
+        self._rank = rank
+        self._world = world
+        self._wrapped = model
+
+    def begin_adaptation(self) -> None:
+        """Put the channels in the order of their variance, where a prefix of layers is to be an embedding."""
+        import torch
+        import torch.distributed as dist
+
+        from nec_ray.models.nec import reorder_channels
+
+        if len(self._model.layers) == 1:
+            return
+        chosen = np.unique(np.linspace(0, len(self._pixels) - 1, _CALIBRATION_TILES).astype(np.int64))
+        variance = torch.zeros(self._model.encoder.channels, device=self._device)
+        with torch.inference_mode():
+            for start in range(0, len(chosen), 64):
+                part = torch.from_numpy(self._pixels[chosen[start : start + 64]].astype(np.float32))
+                variance += self._model.eval().encoder(part.to(self._device)).var(dim=(0, 1))
+        if self._world > 1:
+            dist.all_reduce(variance)
+        order = variance.argsort(descending=True)
+        reorder_channels(self._model.encoder, self._model.decoder, order)
+
+    def begin_phase(self, *, adapting: bool, decoder_is_new: bool) -> None:
+        """Free what this phase trains, and begin its optimiser."""
+        import torch
+        from torch.nn.parallel import DistributedDataParallel
+
+        from nec_ray.models.nec import set_trainable
+        from nec_ray.models.optimise import parameter_groups
+
+        set_trainable(self._model, self._how.trainable if adapting else "all", decoder_is_new=decoder_is_new)
+        if not adapting:
+            self._model.bottleneck.requires_grad_(False)
+        self._wrapped = DistributedDataParallel(self._model) if self._world > 1 else self._model
+        self.optimiser = torch.optim.AdamW(parameter_groups(self._model, self._how.weight_decay), betas=(0.9, 0.95))
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """One pass over this worker's tiles; a row of metrics, the mean over all workers."""
+        import torch
+        import torch.distributed as dist
+
+        from nec_ray.models.augment import augment
+        from nec_ray.models.optimise import gradients, learning_rate
+
+        how = self._how
+        adapting = epoch >= how.pretrain_epochs
+        total = how.adapt_epochs if adapting else how.pretrain_epochs
+        done = epoch - how.pretrain_epochs if adapting else epoch
+        peak = how.adapt_lr if adapting else how.lr
+        order = np.random.default_rng([how.seed, epoch, self._rank]).permutation(len(self._pixels))
+        batch = min(how.batch_size // self._world, len(self._pixels))
+        steps = len(self._pixels) // batch
+        generator = torch.Generator(self._device).manual_seed(hash((how.seed, epoch, self._rank)) & 0x7FFFFFFF)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        started = time.monotonic()
+        self._model.train()
+        for step in range(steps):
+            lr = learning_rate(peak, (done * steps + step) / (total * steps), how.warmup)
+            for group in self.optimiser.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            chosen = np.sort(order[step * batch : (step + 1) * batch])
+            inputs = torch.from_numpy(self._pixels[chosen])
+            if self._device.type == "cuda":
+                inputs = inputs.pin_memory().to(self._device, non_blocking=True)
+            inputs = augment(inputs.float(), self._augment, generator)
+            self.optimiser.zero_grad(set_to_none=True)
+            sums += gradients(
+                self._wrapped,
+                inputs,
+                mask_ratio=how.mask_ratio,
+                beta=how.beta if adapting else None,
+                generator=generator,
+                accumulate=how.accumulate,
+                precision=how.precision,
+            )
+            self.optimiser.step()
+        means = sums / steps
+        if self._world > 1:
+            dist.all_reduce(means)
+            means /= self._world
+        mse, bits = means.tolist()
+        if not math.isfinite(mse + bits):
             raise RunError(f"the loss is no longer a number in epoch {epoch + 1}; lower train.lr or train.adapt_lr")
-        sums += [float(losses.mse.detach()), float(losses.bits.detach())]
-    means = torch.from_numpy(sums / steps)
-    if world > 1:
-        dist.all_reduce(means)
-        means /= world
-    seconds = time.monotonic() - started
-    return {
-        "epoch": epoch + 1,
-        "phase": "adapt" if adapting else "pretrain",
-        "mse": float(means[0]),
-        "bits": float(means[1]),
-        "lr": lr,
-        "samples_s": steps * batch * world / seconds,
-    }
+        return {
+            "epoch": epoch + 1,
+            "phase": "adapt" if adapting else "pretrain",
+            "mse": mse,
+            "bits": bits,
+            "lr": lr,
+            "samples_s": steps * batch * self._world / (time.monotonic() - started),
+        }
 
 
-def _augment(pixels: Any, generator: Any) -> Any:
-    """Random flips and quarter turns of each tile: overhead imagery has no upright."""
-    import torch
+def _keep_weights(model: Any, out: str) -> None:
+    """Write the pretrained encoder and decoder, by their published names."""
+    from safetensors.torch import save
 
-    turns = torch.randint(0, 8, (len(pixels),), generator=generator)
-    out = torch.empty_like(pixels)
-    for turn in range(8):
-        mine = turns == turn
-        part = pixels[mine].rot90(turn % 4, dims=(2, 3))
-        out[mine] = part.flip(3) if turn >= 4 else part
-    return out
+    from nec_ray.models.published import published_tensors
+
+    Store(out).replace(WEIGHTS, save(published_tensors(model.encoder, model.decoder)))
 
 
-def _learning_rate(peak: float, progress: float, warmup: float) -> float:
-    """Linear warm-up, then half a cosine to 0."""
-    if progress < warmup:
-        return peak * progress / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def _groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases, norms, tokens and densities do not decay; the densities move faster, they start far too wide."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    density = [p for name, p in trained if name.startswith("bottleneck")]
-    plain = [p for name, p in trained if (p.ndim < 2 or "token" in name) and not name.startswith("bottleneck")]
-    taken = {id(p) for p in density + plain}
-    decayed = [p for _, p in trained if id(p) not in taken]
-    return [
-        {"params": decayed, "weight_decay": weight_decay, "lr_scale": 1.0},
-        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
-        {"params": density, "weight_decay": 0.0, "lr_scale": _DENSITY_LR_SCALE},
-    ]
-
-
-def _keep_metrics(path: Path, epochs: int) -> None:
-    """Start metrics.csv, or cut it back to the epochs that the checkpoint holds."""
-    rows: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["epoch"] and int(row["epoch"]) <= epochs]
-    written = path.with_suffix(".part")
-    with written.open("w", newline="") as file:
-        writer = csv.DictWriter(file, _FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    written.replace(path)  # whoever follows the file never sees it half written
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", newline="") as file:
-        csv.DictWriter(file, _FIELDS).writerow(row)
-
-
-def _export(model: Any, pixels: Any, config: dict[str, Any], how: TrainSection) -> None:
-    from nec_ray.codec import InputSpec, Lineage
+def _export(model: Any, pixels: Any, spec: Any, recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Write the codec directory; codec.json comes last, so that the folder is a codec or none."""
+    from nec_ray.codec import Lineage
     from nec_ray.models.export import export_codec
 
-    spec = InputSpec.model_validate_json(config["input"])
+    store = Store(config["out"])
     chosen = np.unique(np.linspace(0, len(pixels) - 1, _CALIBRATION_TILES).astype(np.int64))
     scale = np.array(spec.std)[:, None, None], np.array(spec.mean)[:, None, None]
     calibration = (pixels[chosen].astype(np.float64) * scale[0] + scale[1]).astype(np.float32)
-    lineage = Lineage(data=config["data"], licence=config["licence"], beta=how.beta, bits_per_symbol=0.0)
-    folder = Path(config["codec"])
-    if not folder.exists():
-        export_codec(model, folder, input_spec=spec, lineage=lineage, calibration=calibration)
+    parent = recipe.model.init.rpartition("/")[2] if recipe.model.init else None
+    how = {"data": config["data"], "licence": config["licence"], "beta": recipe.train.beta}
+    lineage = Lineage(parent=parent, **how, bits_per_symbol=0.0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / CODEC
+        export_codec(
+            model,
+            folder,
+            input_spec=spec,
+            lineage=lineage,
+            calibration=calibration,
+            half=recipe.model.weights == "float16",
+        )
+        for file in sorted(folder.iterdir(), key=lambda path: path.name == "codec.json"):
+            store.replace(f"{CODEC}/{file.name}", file.read_bytes())

@@ -4,9 +4,10 @@
 """
 
 from nec_ray.tiles.build import build_catalog
-from nec_ray.tiles.catalog import Catalog, CatalogMetadata, check_bands, read_catalog, write_catalog
+from nec_ray.tiles.catalog import Catalog, CatalogMetadata, band_sets, check_bands, read_catalog, write_catalog
 from nec_ray.tiles.geoparquet import geoparquet_bytes
 from nec_ray.tiles.hilbert import spatial_order
+from nec_ray.tiles.ordered import OrderedTiles
 from nec_ray.tiles.read import TileBatch, read_pixels, read_tiles
 from nec_ray.tiles.resize import resize
 from nec_ray.tiles.scene import builtin_labels, builtin_scene
@@ -14,7 +15,9 @@ from nec_ray.tiles.scene import builtin_labels, builtin_scene
 __all__ = [
     "Catalog",
     "CatalogMetadata",
+    "OrderedTiles",
     "TileBatch",
+    "band_sets",
     "build_catalog",
     "builtin_labels",
     "builtin_scene",

@@ -1,10 +1,11 @@
-"""Builds tile catalogs from what providers have: GeoTIFFs, folders of them, folders of images."""
+"""Builds tile catalogs from what providers have: GeoTIFFs, images, folders of them, Zarr v3, MMEarth's HDF5."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +14,12 @@ from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadSource, InputError, NotFound
 from nec_ray.storage import Store, normalise_url
 from nec_ray.tiles.catalog import Catalog, CatalogMetadata
-from nec_ray.tiles.rows import unreadable_row
+from nec_ray.tiles.rows import is_hdf5, is_stack, unreadable_row
 
 _TIFFS = (".tif", ".tiff")
 _IMAGES = (".jpg", ".jpeg", ".png")
 _DEFAULT_TILE = 64
+_PART = 100_000
 Progress = Callable[[int, int], None]
 
 
@@ -38,12 +40,15 @@ def build_catalog(
 
     A GeoTIFF gives windows of `tile_size` pixels that cover it without overlap (smaller ones at its right and
     lower edge), each with its footprint, CRS and share of missing pixels; a folder of GeoTIFFs the same for
-    each. A folder of JPEG or PNG images gives one tile an image, its folder's name as label.
+    each. A folder of JPEG or PNG images gives one tile an image, or such windows of each where `tile_size` is
+    given; its folder's name is the label. A Zarr v3 array of rows and columns, with bands and times, gives windows of
+    every time, as does a group whose arrays are one band each. A file of MMEarth's gives one tile a sample, with its
+    Sentinel-2 bands.
 
     Args:
         source: a file or folder, as path or URL.
-        tile_size: pixels a side of a window; 64 where it is None.
-        bands: names of the bands, in order, for sources that have none.
+        tile_size: pixels a side of a window; where it is None, 64 for GeoTIFFs and Zarr, and other images stay whole.
+        bands: names of the bands, in order, for sources that have none; of a Zarr group, the arrays to take.
         nodata: value that marks missing pixels, where the file does not say.
         sensor: platform or instrument.
         acquired_at: time of acquisition, UTC.
@@ -54,20 +59,24 @@ def build_catalog(
 
     Raises:
         NotFound: nothing is there.
-        BadSource: a GeoTIFF that cannot be read, or a folder without images.
+        BadSource: a file or Zarr store that cannot be read, or a folder without images.
+        InputError: something is given that the source has itself.
     """
     if tile_size is not None and tile_size < 1:
         raise InputError(f"tile size {tile_size}: give at least 1 pixel")
     url = normalise_url(source)
     if acquired_at is not None and acquired_at.tzinfo is None:
         acquired_at = acquired_at.replace(tzinfo=UTC)
+    metadata = CatalogMetadata(title=title or url.rpartition("/")[2], licence=licence, attribution=attribution)
+    how = _How(tile_size, bands, nodata, sensor, acquired_at)
+    if is_stack(url):
+        return Catalog(_stack(url, how), metadata)
     store, names = _files(url)
     stems = Counter(name.rpartition(".")[0] for name in names)
     rows: list[dict[str, Any]] = []
     refused = 0
     for done, name in enumerate(names, 1):
         stem = name.rpartition(".")[0]
-        how = _How(tile_size or _DEFAULT_TILE, bands, nodata, sensor, acquired_at)
         try:
             rows += _rows(store, name, stem if stems[stem] == 1 else name, how)
         except BadSource:
@@ -80,11 +89,33 @@ def build_catalog(
             progress(done, len(names))
     if refused == len(names):
         raise BadSource(f"{url}: none of its {refused} files can be read{' with these bands' if bands else ''}")
-    schema = arrow_schema("catalog.json")
-    table = pa.table([pa.array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
-    return Catalog(
-        table, CatalogMetadata(title=title or url.rpartition("/")[2], licence=licence, attribution=attribution)
-    )
+    return Catalog(_table(rows), metadata)
+
+
+def _table(rows: Iterable[dict[str, Any]], extra: Sequence[str] = ()) -> pa.Table:
+    """The rows as a catalog's columns, and some of texts; a part at a time, since there may be millions."""
+    schema = pa.schema([*arrow_schema("catalog.json"), *((name, pa.string()) for name in extra)])
+    rows = iter(rows)
+    parts = [schema.empty_table()]
+    while part := list(islice(rows, _PART)):
+        parts.append(pa.table([pa.array([row[f.name] for row in part], f.type) for f in schema], schema=schema))
+    return pa.concat_tables(parts)
+
+
+def _stack(url: str, how: "_How") -> pa.Table:
+    """Of a source that holds several images."""
+    if is_hdf5(url):
+        from nec_ray.tiles.mmearth import mmearth_rows
+
+        given: dict[str, Any] = {"tile size": how.tile_size, "bands": how.bands, "no-data value": how.nodata}
+        given |= {"sensor": how.sensor, "time": how.acquired_at}
+        if said := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{url}: MMEarth's file says its {', '.join(said)} itself; leave that out")
+        folder, _, name = url.rpartition("/")
+        return _table(mmearth_rows(Store(folder or "/"), name), ("s2_type", "split", "biome"))
+    from nec_ray.tiles.zarr_rows import zarr_windows
+
+    return _table(zarr_windows(url, **how.of_windows()))
 
 
 def _files(url: str) -> tuple[Store, list[str]]:
@@ -93,13 +124,15 @@ def _files(url: str) -> tuple[Store, list[str]]:
     outside = Store(parent or "/")
     if not outside.exists(base):
         raise NotFound(f"{url}: nothing is there; check the path or URL")
-    inside = outside.list(base)
+    inside = outside.names(base)
     if inside == [base]:
         if not _kind(base):
-            raise BadSource(f"{url}: no GeoTIFF, JPEG or PNG; give one, or a folder of them")
+            raise BadSource(f"{url}: no GeoTIFF, JPEG, PNG, MMEarth .h5 or .zarr; give one, or a folder of images")
         return outside, inside
     names = [name.removeprefix(f"{base}/") for name in inside]
     names = [name for name in names if _kind(name)]
+    if f"{base}/zarr.json" in inside:
+        raise BadSource(f"{url}: a Zarr store whose name does not end with .zarr; rename it")
     if not names:
         raise BadSource(f"{url}: holds no GeoTIFF, JPEG or PNG; give one, or a folder of them")
     return Store(url), names
@@ -116,35 +149,32 @@ def _kind(name: str) -> str | None:
 class _How:
     """What the user said about the files."""
 
-    tile_size: int
+    tile_size: int | None
     bands: Sequence[str] | None
     nodata: float | None
     sensor: str | None
     acquired_at: datetime | None
+
+    def of_windows(self) -> dict[str, Any]:
+        """Arguments of the functions that cut sources into windows."""
+        return {**vars(self), "tile_size": self.tile_size or _DEFAULT_TILE}
 
 
 def _rows(store: Store, name: str, prefix: str, how: _How) -> list[dict[str, Any]]:
     if _kind(name) == "tiff":
         from nec_ray.tiles.geotiff import windows
 
-        made = windows(
-            store,
-            name,
-            prefix,
-            tile_size=how.tile_size,
-            bands=how.bands,
-            nodata=how.nodata,
-            acquired_at=how.acquired_at,
-            sensor=how.sensor,
-        )
+        made = windows(store, name, prefix, **how.of_windows())
         if all(row["nodata_share"] is None for row in made):
             raise BadSource(f"{store.url}/{name}: none of its pixels can be read; it is cut off or damaged")
         return made
-    from nec_ray.tiles.images import image_row
+    from nec_ray.tiles.images import image_row, image_windows
 
     row = image_row(store, name, how.sensor) | {"acquired_at": how.acquired_at, "nodata": how.nodata}
     if how.bands:
         if len(how.bands) != len(row["bands"]):
             raise BadSource(f"{store.url}/{name}: has {len(row['bands'])} bands, {len(how.bands)} names are given")
         row["bands"] = list(how.bands)
-    return [row]
+    if how.tile_size is None or (row["width"], row["height"]) == (1, 1):  # as files are recorded that do not read
+        return [row]
+    return list(image_windows(row, prefix, how.tile_size))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -53,7 +53,7 @@ class Catalog:
         Raises:
             BadQuery: the condition does not parse or does not run.
         """
-        return self if where is None else replace(self, table=self.table.take(_rows_where(self.table, where)))
+        return self if where is None else replace(self, table=self.table.take(rows_where(self.table, where)))
 
     def where_ids(self, tile_ids: Sequence[str]) -> "Catalog":
         """The tiles of these ids, in the catalog's order; ids that it lacks are passed over."""
@@ -93,39 +93,52 @@ def read_catalog(url: str | os.PathLike[str]) -> Catalog:
     try:
         table = pq.ParquetFile(pa.BufferReader(read_url(where))).read()
     except (pa.ArrowException, OSError) as error:
-        raise BadCatalog(
-            f"{where}: not a Parquet file ({_line(error)}); make a catalog with `nec tiles build`"
-        ) from error
-    return Catalog(check_table(table, where), _metadata(table.schema.metadata or {}, where), where)
+        raise not_parquet(where, error) from error
+    return Catalog(check_table(table, where), catalog_metadata(table.schema.metadata or {}, where), where)
 
 
-def check_bands(catalog: Catalog, bands: Sequence[str]) -> None:
-    """Check that there are tiles in the catalog with all of these bands.
+def not_parquet(where: str, error: Exception) -> BadCatalog:
+    """The error of a file that Parquet readers refuse."""
+    return BadCatalog(f"{where}: not a Parquet file ({_line(error)}); make a catalog with `nec tiles build`")
+
+
+def band_sets(table: pa.Table) -> set[tuple[str, ...]]:
+    """The different lists of bands among rows of a catalog."""
+    joined = pc.unique(pc.binary_join(table["bands"].combine_chunks(), _SEPARATOR)).to_pylist()
+    return {tuple(text.split(_SEPARATOR)) for text in joined}
+
+
+def check_bands(sets: Collection[Sequence[str]], bands: Sequence[str], where: str) -> None:
+    """Check that there are tiles with all of these bands.
 
     Single tiles that lack one become failed tiles when they are read.
+
+    Args:
+        sets: the different lists of bands of a catalog's tiles.
+        bands: names of those that are needed.
+        where: what to call the catalog in an error.
 
     Raises:
         CodecMismatch: no tile has all of them; it names those that are missing and what the catalog has.
     """
-    if not len(catalog):
+    if not sets:
         return
-    joined = pc.unique(pc.binary_join(catalog.table["bands"].combine_chunks(), _SEPARATOR)).to_pylist()
-    sets = [text.split(_SEPARATOR) for text in joined]
     missing = min(([band for band in bands if band not in names] for names in sets), key=len)
     if missing:
-        said = "; ".join(", ".join(names) for names in sets[:4])
+        said = "; ".join(sorted(", ".join(names) for names in sets)[:4])
         raise CodecMismatch(
-            f"{catalog.url or 'the catalog'}: no tile has the bands {', '.join(missing)} that are asked for; "
+            f"{where}: no tile has the bands {', '.join(missing)} that are asked for; "
             f"it has {said}; rename them with `nec tiles build --bands`, or use another codec"
         )
 
 
-def check_table(table: pa.Table, where: str) -> pa.Table:
+def check_table(table: pa.Table, where: str, *, unique: bool = True) -> pa.Table:
     """The table, its catalog columns first and of the exact types of `schemas/catalog.json`.
 
     Args:
         table: a candidate.
         where: what to call it in an error.
+        unique: whether tile ids are compared: parts of a catalog cannot tell.
 
     Raises:
         BadCatalog: a column is missing, of another type, null or impossible in some row, or a tile id stands twice.
@@ -151,6 +164,8 @@ def check_table(table: pa.Table, where: str) -> pa.Table:
         schema=pa.schema([*schema, *(table.schema.field(name) for name in extra)]),
     )
     _check_rows(checked, where)
+    if unique:
+        _check_unique(checked, where)
     return checked
 
 
@@ -179,12 +194,19 @@ def _check_rows(table: pa.Table, where: str) -> None:
     unknown = [name for name in pc.unique(table["dtype"]).to_pylist() if not _is_pixel_type(name)]
     if unknown:
         raise BadCatalog(f"{where}: {unknown[0]!r} is no type of pixels; use a numpy name such as uint16")
+
+
+def _check_unique(table: pa.Table, where: str) -> None:
     if pc.count_distinct(table["tile_id"]).as_py() != table.num_rows:
         counts = table.group_by("tile_id").aggregate([([], "count_all")])
-        repeated = counts["tile_id"].filter(pc.greater(counts["count_all"], 1))
-        raise BadCatalog(
-            f"{where}: {len(repeated)} tile ids stand more than once, such as {repeated[0].as_py()!r}; make them unique"
-        )
+        raise repeated(counts["tile_id"].filter(pc.greater(counts["count_all"], 1)).to_pylist(), where)
+
+
+def repeated(tile_ids: Sequence[str], where: str) -> BadCatalog:
+    """The error of a catalog in which these tile ids stand more than once."""
+    return BadCatalog(
+        f"{where}: {len(tile_ids)} tile ids stand more than once, such as {tile_ids[0]!r}; make them unique"
+    )
 
 
 def _kind(t: Any) -> Any:
@@ -221,7 +243,8 @@ def _is_pixel_type(name: str) -> bool:
         return False
 
 
-def _metadata(raw: dict[bytes, bytes], where: str) -> CatalogMetadata:
+def catalog_metadata(raw: dict[bytes, bytes], where: str) -> CatalogMetadata:
+    """What a Parquet file's metadata says about the catalog in it."""
     text = raw.get(METADATA_KEY.encode())
     if text is None:  # another tool wrote the table
         return CatalogMetadata()
@@ -239,7 +262,12 @@ def _metadata(raw: dict[bytes, bytes], where: str) -> CatalogMetadata:
     return CatalogMetadata(version, title, licence, attribution)
 
 
-def _rows_where(table: pa.Table, where: str) -> pa.Array:
+def rows_where(table: pa.Table, where: str) -> pa.Array:
+    """Numbers of the rows that an SQL condition keeps.
+
+    Raises:
+        BadQuery: it does not parse or does not run.
+    """
     import duckdb
 
     numbered = table.append_column("__row", pa.array(np.arange(table.num_rows)))

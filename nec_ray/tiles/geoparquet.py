@@ -1,5 +1,6 @@
 """GeoParquet 1.1: Parquet whose `geo` key tells readers where the geometry and its bounding boxes are."""
 
+import io
 import json
 from collections.abc import Mapping
 
@@ -7,8 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-ROW_GROUP = 8192
+ROW_GROUP = 4096
+"""With smaller ones a spatial filter would read less, but every reader a longer footer."""
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+_BOX = tuple(f"bbox.{edge}" for edge in _EDGES)
+_STATISTICS = ("tile_id", "acquired_at", "codec_id", *_BOX)
+"""What readers skip row groups by; statistics of every column would double the footer, which all readers fetch."""
+_ENCODINGS = {"payload.offset": "DELTA_BINARY_PACKED", **dict.fromkeys(_BOX, "BYTE_STREAM_SPLIT")}
+_ALL_DISTINCT = ("tile_id", "geometry", "sha256")
+"""Columns in which a dictionary would only be written, found too long and given up."""
 
 
 def geoparquet_bytes(
@@ -23,17 +31,35 @@ def geoparquet_bytes(
     """
     metadata = dict(key_value or {})
     if table["geometry"].null_count < table.num_rows:  # geopandas refuses a geo key without a geometry
-        metadata["geo"] = json.dumps(_geo(table))
+        metadata["geo"] = geo_key(table["bbox"])
+    leaves = _leaves(table.schema)
+    encodings = {name: encoding for name, encoding in _ENCODINGS.items() if name in leaves}
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema.with_metadata(metadata), compression="zstd") as writer:
+    with pq.ParquetWriter(
+        sink,
+        table.schema.with_metadata(metadata),
+        compression="zstd",
+        write_statistics=[name for name in _STATISTICS if name in leaves],
+        use_dictionary=[name for name in leaves if name not in encodings and name not in _ALL_DISTINCT],
+        column_encoding=encodings,
+    ) as writer:
         writer.write_table(table, row_group_size=row_group_size)
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _geo(table: pa.Table) -> dict[str, object]:
-    box = table["bbox"].combine_chunks()
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Parquet's names of the columns, such as bbox.xmin."""
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    found = pq.read_metadata(empty).schema
+    return [found.column(i).path for i in range(len(found.names))]
+
+
+def geo_key(bbox: pa.ChunkedArray) -> str:
+    """The `geo` key of a file whose polygons in the column `geometry` have these bounds, a struct column `bbox`."""
+    box = bbox.combine_chunks()
     limits = [pc.min_max(pc.struct_field(box, name)).as_py() for name in _EDGES]
-    return {
+    geo = {
         "version": "1.1.0",
         "primary_column": "geometry",
         "columns": {
@@ -45,3 +71,4 @@ def _geo(table: pa.Table) -> dict[str, object]:
             }
         },
     }
+    return json.dumps(geo)

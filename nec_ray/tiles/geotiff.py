@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.crs import CRS
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
-from rasterio.warp import transform as transform_points
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from nec_ray.errors import BadSource
 from nec_ray.storage import Store
+from nec_ray.tiles.place import place_of
+from nec_ray.tiles.rows import window_id
 
 # A filter for the process: one for the length of a read would not be safe between threads.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-
-_EDGE_POINTS = 4
-"""Points a side from which the bounds are taken: straight edges in one CRS are curves in another."""
 
 
 def windows(
@@ -101,7 +98,6 @@ def _rows(
     if len(set(image.dtypes)) > 1:
         raise BadSource(f"{where}: its bands are of several types ({', '.join(image.dtypes)}); convert it to one")
     marker = image.nodata if nodata is None else nodata
-    crs = _crs_name(image.crs)
     for y in range(0, image.height, size):
         height = min(size, image.height - y)
         missing = _missing(image, Window(0, y, image.width, height), marker)
@@ -109,9 +105,9 @@ def _rows(
             width = min(size, image.width - x)
             window = Window(x, y, width, height)
             transform = image.window_transform(window)
-            ring = _footprint(image.crs, transform, width, height, where) if image.crs else None
+            place = place_of(image.crs, transform, width, height, where)
             yield {
-                "tile_id": f"{prefix}/y{y:05}_x{x:05}",
+                "tile_id": window_id(prefix, y, x),
                 "source": where,
                 "source_etag": etag,
                 "x_off": x,
@@ -124,11 +120,8 @@ def _rows(
                 "nodata_share": None if missing is None else float(missing[:, x : x + width].mean()),
                 "acquired_at": acquired_at or _time_of(image),
                 "sensor": sensor or image.tags(ns="IMAGERY").get("SATELLITEID"),
-                "geometry": None if ring is None else _wkb(ring[::_EDGE_POINTS]),
-                "bbox": None if ring is None else _bounds(ring),
-                "crs": crs if image.crs else None,
-                "transform": list(transform)[:6] if image.crs else None,
                 "label": None,
+                **place,
             }
 
 
@@ -138,45 +131,6 @@ def _missing(image: Any, window: Window, marker: float | None) -> npt.NDArray[np
         return np.asarray(missing_pixels(image.read(window=window), marker).all(axis=0))
     except RasterioError:
         return None
-
-
-def _footprint(crs: CRS, transform: Any, width: int, height: int, where: str) -> npt.NDArray[np.float64]:
-    """Closed ring (points, 2) of longitude and latitude, counter-clockwise from the upper left."""
-    steps = np.linspace(0, 1, _EDGE_POINTS, endpoint=False)
-    left = np.stack([np.zeros_like(steps), steps], axis=1)
-    lower = np.stack([steps, np.ones_like(steps)], axis=1)
-    right = np.stack([np.ones_like(steps), 1 - steps], axis=1)
-    upper = np.stack([1 - steps, np.zeros_like(steps)], axis=1)
-    corners = np.concatenate([left, lower, right, upper, left[:1]]) * [width, height]
-    xs, ys = transform * (corners[:, 0], corners[:, 1])
-    try:
-        lon, lat = transform_points(crs, CRS.from_epsg(4326), xs, ys)
-    except CRSError as error:
-        raise BadSource(f"{where}: its CRS cannot be turned into longitude and latitude ({_line(error)})") from None
-    ring = np.stack([lon, lat], axis=1)
-    if np.ptp(ring[:, 0]) > 180:  # across the antimeridian: longitudes go on beyond 180
-        ring[:, 0] += np.where(ring[:, 0] < 0, 360, 0)
-    if not np.isfinite(ring).all():
-        raise BadSource(f"{where}: parts of it lie outside its CRS; check its georeference")
-    return ring
-
-
-def _wkb(ring: npt.NDArray[np.float64]) -> bytes:
-    """A polygon of one ring as little-endian WKB."""
-    head = b"\x01" + (3).to_bytes(4, "little") + (1).to_bytes(4, "little") + len(ring).to_bytes(4, "little")
-    return head + ring.astype("<f8").tobytes()
-
-
-def _bounds(ring: npt.NDArray[np.float64]) -> dict[str, float]:
-    (xmin, ymin), (xmax, ymax) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
-    return {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
-
-
-def _crs_name(crs: CRS | None) -> str | None:
-    if not crs:
-        return None
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else str(crs.to_wkt())
 
 
 def _time_of(image: Any) -> datetime | None:

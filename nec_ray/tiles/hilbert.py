@@ -12,16 +12,21 @@ _ORDER = 16
 def spatial_order(table: pa.Table) -> npt.NDArray[np.int64]:
     """Permutation (rows,) that puts tiles in Hilbert order of the centres of their `bbox`.
 
-    Ties, and tiles without a bbox (they come last), are ordered by `tile_id`, so that the order depends on
+    Ties, and tiles without a finite bbox (they come last), are ordered by `tile_id`, so that the order depends on
     nothing but the tiles.
     """
-    box = table["bbox"].combine_chunks()
-    edges = [pc.fill_null(pc.struct_field(box, name), np.nan).to_numpy(zero_copy_only=False) for name in _EDGES]
-    xmin, ymin, xmax, ymax = edges
-    key = hilbert_distance((xmin + xmax) / 2, (ymin + ymax) / 2)
+    key = hilbert_keys(table["bbox"])
     by_id = pc.sort_indices(table, sort_keys=[("tile_id", "ascending")]).to_numpy().astype(np.int64)
     order: npt.NDArray[np.int64] = by_id[np.argsort(key[by_id], kind="stable")]
     return order
+
+
+def hilbert_keys(bbox: pa.ChunkedArray | pa.StructArray) -> npt.NDArray[np.int64]:
+    """Distance along the curve of the centres of bounding boxes, a struct array; the largest int64 without one."""
+    box = bbox.combine_chunks() if isinstance(bbox, pa.ChunkedArray) else bbox
+    edges = [pc.fill_null(pc.struct_field(box, name), np.nan).to_numpy(zero_copy_only=False) for name in _EDGES]
+    xmin, ymin, xmax, ymax = (np.where(np.isfinite(edge), edge, np.nan) for edge in edges)
+    return hilbert_distance((xmin + xmax) / 2, (ymin + ymax) / 2)
 
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")

@@ -2,8 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from nec_ray.errors import NecError
 from nec_ray.storage import Store
 from nec_ray.tiles.resize import resize
+from nec_ray.tiles.rows import is_hdf5, is_stack, is_zarr, stack_number, window_of
 
 Pixels = npt.NDArray[Any]
 
@@ -78,43 +79,60 @@ def read_pixels(rows: pa.Table) -> Iterator[Pixels]:
 
 
 def _each(rows: pa.Table) -> Iterator[tuple[dict[str, Any], Pixels | _TileError]]:
-    """Every row with its pixels; consecutive rows of one GeoTIFF share one open file."""
-    source, image = None, None
+    """Every row with its pixels; consecutive tiles of one file share it open, or what was decoded of it."""
+    file, read = None, None
     with ExitStack() as stack:
         for row in rows.select(_NEEDED).to_pylist():
             try:
-                if not _is_tiff(row["source"]):
-                    yield row, _read_image(row)
-                    continue
-                if row["source"] != source:
+                source = row["source"].partition("#")[0] if is_stack(row["source"]) else row["source"]
+                if read is None or file != (source, row["bands"]):
                     stack.close()
-                    source, image = None, None
-                    image = stack.enter_context(_open_tiff(row["source"]))
-                    source = row["source"]
-                yield row, _read_window(image, row)
+                    file, read = (source, row["bands"]), None
+                    read = stack.enter_context(_opened(source, row["bands"]))
+                yield row, read(row)
             except _TileError as error:
                 yield row, error
             except Exception as error:
                 yield row, _TileError(_line(error))
 
 
-_NEEDED = ["source", "x_off", "y_off", "width", "height", "bands", "dtype", "nodata"]
+_NEEDED = ["tile_id", "source", "x_off", "y_off", "width", "height", "bands", "dtype", "nodata"]
+_Read = Callable[[dict[str, Any]], Pixels]
 
 
-def _is_tiff(source: str) -> bool:
-    return source.lower().endswith((".tif", ".tiff"))
-
-
-def _store(source: str) -> tuple[Store, str]:
+@contextmanager
+def _opened(source: str, bands: Sequence[str]) -> Iterator[_Read]:
+    """A function that reads the rows of one file."""
     folder, _, name = source.rpartition("/")
-    return Store(folder or "/"), name
+    if is_zarr(source):
+        from nec_ray.tiles.zarr import image
+
+        with image(source, bands) as window:
+            yield lambda row: window(stack_number(row["source"]), *_window(row))
+    elif is_hdf5(source):
+        from nec_ray.tiles.mmearth import sentinel2
+
+        with sentinel2(Store(folder or "/"), name, bands) as window:
+            yield lambda row: window(stack_number(row["source"]), *_window(row))
+    elif source.lower().endswith((".tif", ".tiff")):
+        from nec_ray.tiles.geotiff import open_image
+
+        with open_image(Store(folder or "/"), name) as tiff:
+            yield lambda row: _read_window(tiff, row)
+    else:
+        decoded: list[Pixels] = []
+
+        def read(row: dict[str, Any]) -> Pixels:
+            if not decoded:
+                decoded.append(_read_image(Store(folder or "/"), name))
+            return _crop(decoded[0], row)
+
+        yield read
 
 
-def _open_tiff(source: str) -> Any:
-    from nec_ray.tiles.geotiff import open_image
-
-    store, name = _store(source)
-    return open_image(store, name)
+def _window(row: dict[str, Any]) -> tuple[range, range]:
+    x, y = row["x_off"], row["y_off"]
+    return range(y, y + row["height"]), range(x, x + row["width"])
 
 
 def _read_window(image: Any, row: dict[str, Any]) -> Pixels:
@@ -129,23 +147,28 @@ def _read_window(image: Any, row: dict[str, Any]) -> Pixels:
     return pixels
 
 
-def _read_image(row: dict[str, Any]) -> Pixels:
+def _read_image(store: Store, name: str) -> Pixels:
     from PIL import Image
 
-    store, name = _store(row["source"])
     data = store.read(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with _opened(data) as image:
-            declared = (row["width"], row["height"])
-            if image.size != declared:
-                raise _TileError(f"the file has {_by(image.size)} pixels, its catalog says {_by(declared)}")
+        with _image(data) as image:
             plain = image if image.mode in {"RGB", "L", "I;16"} else image.convert("RGB")
             pixels: Pixels = np.asarray(plain)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if len(pixels) != len(row["bands"]):
-        raise _TileError(f"the file has {len(pixels)} bands, its catalog says {len(row['bands'])}")
-    return pixels
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _crop(image: Pixels, row: dict[str, Any]) -> Pixels:
+    x, y, width, height = row["x_off"], row["y_off"], row["width"], row["height"]
+    bands, *size = image.shape
+    if size != [height, width] and window_of(row["tile_id"]) is None:
+        raise _TileError(f"the file has {_by(size)} pixels, its catalog says {_by([height, width])}")
+    if bands != len(row["bands"]):
+        raise _TileError(f"the file has {bands} bands, its catalog says {len(row['bands'])}")
+    if x + width > size[1] or y + height > size[0]:
+        raise _TileError(f"its window ends outside the file of {_by(size)} pixels")
+    return image[:, y : y + height, x : x + width]
 
 
 def _pick(pixels: Pixels, names: Sequence[str], wanted: Sequence[str]) -> Pixels:
@@ -168,7 +191,7 @@ def _fill(pixels: Pixels, nodata: float | None, fill: Sequence[float]) -> tuple[
     return values, float(missing.all(axis=0).mean())
 
 
-def _opened(data: bytes) -> Any:
+def _image(data: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -177,8 +200,9 @@ def _opened(data: bytes) -> Any:
         raise _TileError("cannot be read: no JPEG or PNG") from None
 
 
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+def _by(size: Sequence[int]) -> str:
+    height, width = size
+    return f"{width} x {height}"
 
 
 def _line(error: Exception) -> str:

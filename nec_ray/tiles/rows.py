@@ -1,11 +1,46 @@
 """Catalog rows of whole files."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from nec_ray.storage import Store
 
 _USUAL = ("red", "green", "blue")
+_WINDOW = re.compile(r"(.+)/y(\d{5,})_x(\d{5,})", re.DOTALL | re.ASCII)
+
+_HDF5 = (".h5", ".hdf5")
+
+
+def is_hdf5(source: str) -> bool:
+    """Whether a source is, or lies in, an HDF5 file."""
+    return source.partition("#")[0].lower().endswith(_HDF5)
+
+
+def is_zarr(source: str) -> bool:
+    """Whether a source is, or lies in, a Zarr store: a folder whose name ends with `.zarr`."""
+    return ".zarr/" in source.partition("#")[0] + "/"
+
+
+def is_stack(source: str) -> bool:
+    """Whether a source may hold several images, so that `#n` behind it is a number and no part of a name."""
+    return is_hdf5(source) or is_zarr(source)
+
+
+def stack_number(source: str) -> int:
+    """Of the image among those that the source holds, from 0."""
+    return int(source.partition("#")[2] or 0)
+
+
+def window_id(prefix: str, y: int, x: int) -> str:
+    """Tile id of the window of the image `prefix` whose first row and column are these."""
+    return f"{prefix}/y{y:05}_x{x:05}"
+
+
+def window_of(tile_id: str) -> tuple[str, int, int] | None:
+    """Prefix, first row and first column of what `window_id` made; None for other tile ids."""
+    found = _WINDOW.fullmatch(tile_id)
+    return (found[1], int(found[2]), int(found[3])) if found else None
 
 
 def file_row(

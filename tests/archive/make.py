@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from shapely import box
 
+from nec_ray.archive import open_archive
 from nec_ray.archive.index import Index
 from nec_ray.archive.layout import ArchiveInfo, create_archive, install_codec
 from nec_ray.archive.pack import write_pack
@@ -30,10 +31,11 @@ class Made:
     """What was encoded, by tile id."""
 
 
-def empty_archive(folder: Path, *, layers: tuple[int, ...] = (8, 16), seed: int = 0) -> Made:
+def empty_archive(folder: Path, *, layers: tuple[int, ...] = (8, 16), seed: int = 0, url: str | None = None) -> Made:
+    """An archive at `url`, in `folder` where it is None."""
     make_codec(folder / "codec", layers=layers, seed=seed)
     codec = load_codec(folder / "codec")
-    store = Store(folder / "archive")
+    store = Store(url or folder / "archive")
     create_archive(store, ArchiveInfo(licence="CC0", attribution="nobody"))
     install_codec(store, codec)
     index = Index(store)
@@ -79,10 +81,23 @@ def pack(made: Made, tile_ids: list[str], status: list[str] | None = None, seed:
     return write_pack(made.store, made.codec.id, rows, payloads, lengths)
 
 
-def filled_archive(folder: Path, tiles: int = 40) -> Made:
+def filled_archive(folder: Path, tiles: int = 40, url: str | None = None) -> Made:
     """An archive of one commit: ids t000, t001, ...; the last is no-data, the one before failed."""
-    made = empty_archive(folder)
+    made = empty_archive(folder, url=url)
     status = ["valid"] * (tiles - 2) + ["failed", "nodata"]
     rows = pack(made, [f"t{i:03}" for i in range(tiles)], status)
-    made.index.commit(made.index.version(), rows)
+    made.index.append(made.index.version(), rows)
     return made
+
+
+def damage(made: Made, tile_id: str) -> None:
+    """Change a bit in a tile's payload."""
+    [(name, offset)] = (
+        open_archive(made.url)
+        .sql("SELECT payload.pack, payload.offset FROM embeddings WHERE tile_id = ?", [tile_id])
+        .fetchall()
+    )
+    path = Path(made.url) / name
+    data = bytearray(path.read_bytes())
+    data[offset + 9] ^= 4
+    path.write_bytes(data)

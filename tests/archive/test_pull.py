@@ -8,8 +8,12 @@ import pyarrow as pa
 import pytest
 import zarr
 
-from nec_ray import open_archive
-from nec_ray.archive.export import write_pull
+from nec_ray import load_codec, open_archive
+from nec_ray.archive.layout import install_codec
+from nec_ray.archive.pack import write_pack
+from nec_ray.archive.pull_files import write_pull
+from nec_ray.archive.verify import verify
+from nec_ray.codec import truncate_codec
 from nec_ray.errors import (
     BadQuery,
     CorruptIndex,
@@ -19,7 +23,9 @@ from nec_ray.errors import (
     MixedCodecs,
     NotFound,
 )
-from tests.archive.make import Made, empty_archive, filled_archive, index_rows, pack
+from nec_ray.models import torch_dataset
+from tests.archive.make import TOKENS, Made, damage, empty_archive, filled_archive, index_rows, pack
+from tests.codec.make import SCALES, laplacian_symbols
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,27 @@ def test_sql_decodes(made: Made) -> None:
         else:
             assert embedding is None
             assert pooled is None
+
+
+def test_sql_ranks_by_similarity_without_decoding(tmp_path: Path) -> None:
+    """The nearest tiles by the `pooled` column are the nearest by the pooled vectors of what was encoded."""
+    made = empty_archive(tmp_path)
+    rows = pack(made, [f"t{i:02}" for i in range(30)])
+    vectors = made.codec.pool(np.stack([made.symbols[tile_id] for tile_id in rows["tile_id"].to_pylist()]))
+    at = rows.schema.get_field_index("pooled")
+    field = rows.schema.field(at)
+    made.index.append(made.index.version(), rows.set_column(at, field, pa.array(vectors.tolist(), field.type)))
+    found = open_archive(made.url).sql(
+        """
+        WITH query AS (SELECT pooled FROM embeddings WHERE tile_id = 't07')
+        SELECT tile_id FROM embeddings, query
+        ORDER BY list_distance(embeddings.pooled::FLOAT[], query.pooled::FLOAT[]), tile_id LIMIT 6
+        """
+    )
+    distance = np.linalg.norm(vectors.astype(float) - vectors[7], axis=1)
+    expected = [f"t{i:02}" for i in np.lexsort((np.arange(30), distance))[:6]]
+    assert [tile_id for (tile_id,) in found.fetchall()] == expected
+    assert expected[0] == "t07"
 
 
 def test_results_come_as_arrow_streams(made: Made) -> None:
@@ -113,11 +140,11 @@ def test_no_archive_there(tmp_path: Path) -> None:
 def test_versions_are_pinned(tmp_path: Path) -> None:
     made = filled_archive(tmp_path)
     pinned = open_archive(made.url)
-    made.index.commit(made.index.version(), pack(made, ["later"]))
+    made.index.append(made.index.version(), pack(made, ["later"]))
     assert len(pinned.rows(["tile_id"])) == 40
     assert len(open_archive(made.url).rows(["tile_id"])) == 41
     assert len(open_archive(made.url, version=1).rows(["tile_id"])) == 40
-    committed = made.index.history()[1]["time"]
+    committed = made.index.history()[1].time
     assert open_archive(made.url, version=str(committed)).version == 1
     with pytest.raises(NotFound, match="no version 99; the newest is 2"):
         open_archive(made.url, version=99)
@@ -129,15 +156,7 @@ def test_versions_are_pinned(tmp_path: Path) -> None:
 
 def test_a_damaged_payload_is_reported_by_tile(tmp_path: Path) -> None:
     made = filled_archive(tmp_path)
-    [(name, offset)] = (
-        open_archive(made.url)
-        .sql("SELECT payload.pack, payload.offset FROM embeddings WHERE tile_id = 't007'")
-        .fetchall()
-    )
-    path = Path(made.url) / name
-    data = bytearray(path.read_bytes())
-    data[offset + 9] ^= 4
-    path.write_bytes(data)
+    damage(made, "t007")
     with pytest.raises(CorruptPayload, match="tile t007: layer 1"):
         open_archive(made.url).pull()
     with pytest.raises(CorruptPayload, match="layer 1"):
@@ -147,7 +166,7 @@ def test_a_damaged_payload_is_reported_by_tile(tmp_path: Path) -> None:
 
 def test_a_missing_pack_is_reported(tmp_path: Path) -> None:
     made = filled_archive(tmp_path)
-    [name] = made.store.list("packs")
+    [name] = made.store.names("packs")
     (Path(made.url) / name).unlink()
     with pytest.raises(CorruptPack, match="is gone"):
         open_archive(made.url).pull()
@@ -169,11 +188,11 @@ def test_a_missing_pack_is_reported(tmp_path: Path) -> None:
 def test_a_hostile_reference_cannot_leave_the_archive(tmp_path: Path, payload: dict[str, object]) -> None:
     made = filled_archive(tmp_path)
     rows = index_rows(["evil"], made.codec.id)
-    [name] = made.store.list("packs")
+    [name] = made.store.names("packs")
     position = rows.schema.get_field_index("payload")
     field = rows.schema.field(position)
     evil = pa.array([{**payload, "pack": payload["pack"] or name}], field.type)
-    made.index.commit(made.index.version(), rows.set_column(position, field, evil))
+    made.index.append(made.index.version(), rows.set_column(position, field, evil))
     with pytest.raises(CorruptIndex):
         open_archive(made.url).pull()
 
@@ -182,10 +201,8 @@ def test_embeddings_of_two_encoders_are_not_mixed(tmp_path: Path) -> None:
     made = filled_archive(tmp_path)
     other = empty_archive(tmp_path / "other", seed=1)
     other.store, other.index, other.url = made.store, made.index, made.url
-    from nec_ray.archive.layout import install_codec
-
     install_codec(made.store, other.codec)
-    made.index.commit(made.index.version(), pack(other, ["foreign"]))
+    made.index.append(made.index.version(), pack(other, ["foreign"]))
     archive = open_archive(made.url)
     with pytest.raises(MixedCodecs, match="pick one"):
         archive.pull()
@@ -212,3 +229,38 @@ def test_exports_hold_what_was_pulled(made: Made, tmp_path: Path, ending: str) -
     assert np.array_equal(embeddings, pull.embeddings)
     with pytest.raises(InputError, match="endings"):
         write_pull(pull, tmp_path / "out.csv")
+
+
+def with_truncated(folder: Path) -> Made:
+    """An archive of tiles of a codec of two layers, s000 to s019 cut down to the codec of its first layer."""
+    made = filled_archive(folder)
+    truncate_codec(made.codec, 1, folder / "cut")
+    cut = load_codec(folder / "cut")
+    install_codec(made.store, cut)
+    ids = [f"s{i:03}" for i in range(20)]
+    symbols = laplacian_symbols(np.random.default_rng(9), SCALES, 20, TOKENS)
+    whole = made.codec.compress(symbols)
+    lengths = made.codec.layer_lengths(whole)[:, :1].tolist()
+    payloads = [payload[:length] for payload, [length] in zip(whole, lengths, strict=True)]
+    made.index.append(made.index.version(), write_pack(made.store, cut.id, index_rows(ids, cut.id), payloads, lengths))
+    made.symbols.update(zip(ids, symbols[:, :, :8], strict=True))
+    return made
+
+
+def test_tiles_of_a_codec_and_of_its_first_layer_are_pulled_together_when_asked_for_that(tmp_path: Path) -> None:
+    made = with_truncated(tmp_path)
+    archive = open_archive(made.url)
+    pull = archive.pull(layers=1)
+    assert pull.tile_ids == sorted(made.symbols)
+    for tile_id, symbols in zip(pull.tile_ids, pull.symbols, strict=True):
+        assert np.array_equal(symbols, made.symbols[tile_id][:, :8])
+    with pytest.raises(MixedCodecs, match=r"1 to 2 layers; ask for layers=1, .* or pick one"):
+        archive.pull()
+    with pytest.raises(InputError, match="of some tiles has 1 layers, not 2"):
+        archive.pull(layers=2)
+    assert archive.pull("tile_id LIKE 't%'").embeddings.shape[2] == 24
+    assert not verify(archive).faults
+    assert len(torch_dataset(archive, layers=1)) == 58
+    with pytest.raises(MixedCodecs, match="ask for layers=1"):
+        torch_dataset(archive)
+    assert {tuple(x.shape) for _, x in torch_dataset(archive, "tile_id LIKE 's%'", batch_size=7)} == {(16, 8)}

@@ -23,6 +23,54 @@ def laplacian_tables(scales: npt.NDArray[np.float64], radius: int = 60) -> Entro
     return EntropyTables.from_pmf(pmfs, offset, np.linspace(-1, 1, len(scales)), dead, tokens=16)
 
 
+def random_cdf(rng: np.random.Generator, precision: int, least: int = 1, most: int = 256) -> npt.NDArray[np.int64]:
+    """A cumulative table of `least` to `most` entries that ends at 2**precision."""
+    entries = int(rng.choice([least, least + 1, rng.integers(least, most + 1), most]))
+    inner = rng.choice(np.arange(1, 1 << precision), entries - 1, replace=False)
+    return np.concatenate([[0], np.sort(inner), [1 << precision]])
+
+
+def random_tables(rng: np.random.Generator, channels: int, precision: int, most: int = 256) -> EntropyTables:
+    """Any tables that the rules allow: dense, sparse and dead channels, narrow and wide entries, no density behind."""
+    cdf, shift, run_cdf, start, run_start, offset = [], [], [], [0], [0], []
+    kinds = rng.integers(0, 4, channels)
+    for kind in kinds:
+        table = random_cdf(rng, 16 if kind == 1 else precision, most=most) if kind else np.zeros(0, np.int64)
+        runs = random_cdf(rng, 16, 2) if kind == 1 else np.zeros(0, np.int64)
+        raw = rng.integers(0, 17, len(table)) * (rng.random() < 0.3)
+        raw[-1:] = 0
+        reach = int(np.sum(1 << raw[:-1])) if len(table) else 1
+        offset.append(-int(rng.integers(0, reach)) if kind == 1 else int(rng.integers(-500, 500)))
+        cdf.append(table)
+        shift.append(raw)
+        run_cdf.append(runs)
+        start.append(start[-1] + len(table))
+        run_start.append(run_start[-1] + len(runs))
+    return EntropyTables(
+        precision=precision,
+        cdf=np.concatenate(cdf).astype(np.uint32),
+        start=np.array(start, np.int64),
+        offset=np.array(offset, np.int32),
+        shift=np.concatenate(shift).astype(np.uint8),
+        run_cdf=np.concatenate(run_cdf).astype(np.uint32),
+        run_start=np.array(run_start, np.int64),
+        median=np.zeros(channels, np.float32),
+    )
+
+
+def symbols_of(rng: np.random.Generator, tables: EntropyTables, tiles: int, tokens: int) -> npt.NDArray[np.int32]:
+    """Symbols that have an entry, whatever its frequency; half of a sparse channel's are 0."""
+    firsts = tables.first_symbols().astype(np.int64)
+    out = np.zeros((tiles, tokens, tables.channels), np.int32)
+    for c in np.flatnonzero(~tables.dead):
+        mine = firsts[tables.start[c] : tables.start[c + 1]]
+        entry = rng.integers(0, len(mine) - 1, (tiles, tokens))
+        out[:, :, c] = mine[entry] + rng.integers(0, mine[entry + 1] - mine[entry])
+        if tables.sparse[c]:
+            out[:, :, c] *= rng.random((tiles, tokens)) < 0.5
+    return out
+
+
 def laplacian_symbols(
     rng: np.random.Generator, scales: npt.NDArray[np.float64], tiles: int, tokens: int
 ) -> npt.NDArray[np.int32]:

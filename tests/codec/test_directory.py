@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +127,42 @@ def test_a_codec_json_of_another_kind_is_refused(codec_folder: Path, text: str) 
         load_codec(codec_folder)
 
 
+def test_mutated_codec_files_give_a_typed_error_or_a_codec(codec_folder: Path) -> None:
+    """With right hashes, so that what lies behind those is reached; one that loads is then put to work."""
+    rng = np.random.default_rng(int(os.environ.get("NEC_FUZZ_SEED", "5")))
+    spec = json.loads((codec_folder / "codec.json").read_text())
+    originals = {name: (codec_folder / name).read_bytes() for name in ("tables.safetensors", "golden.safetensors")}
+    text = json.dumps(spec).encode()
+    refused: list[str] = []
+    loaded = 0
+    for _ in range(3000):
+        name = str(rng.choice([*originals, "codec.json"]))
+        data = bytearray(text if name == "codec.json" else originals[name])
+        for _ in range(int(rng.integers(1, 4))):
+            # In half of them the header, which says where the arrays are; else the arrays.
+            at = int(rng.integers(0, min(len(data), 1200) if rng.random() < 0.5 else len(data)))
+            data[at : at + int(rng.integers(0, 3))] = rng.bytes(int(rng.integers(0, 3)))
+        for original, content in originals.items():
+            (codec_folder / original).write_bytes(content)
+        (codec_folder / name).write_bytes(data)
+        if name != "codec.json":
+            files = {**spec["files"], name: hashlib.sha256(data).hexdigest()}
+            (codec_folder / "codec.json").write_text(json.dumps({**spec, "files": files}))
+        try:
+            codec = load_codec(codec_folder)
+        except (CorruptCodec, UnsupportedFormat, NotFound) as error:
+            refused.append(str(error))
+            continue
+        symbols = rng.integers(-300, 300, (2, codec.spec.tokens, codec.spec.channels)).astype(np.int32)
+        assert np.array_equal(codec.decompress(codec.compress(symbols)), symbols)
+        loaded += 1
+    assert len(refused) > 100
+    for message in refused:
+        assert "\n" not in message
+        assert str(codec_folder) in message or re.search(r"codec [0-9a-f]{12}", message), message
+    assert loaded > 10
+
+
 def test_a_codec_under_anothers_name_is_refused(codec_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / ("0" * 64)
     codec_folder.rename(folder)
@@ -136,6 +174,8 @@ def test_a_codec_under_anothers_name_is_refused(codec_folder: Path, tmp_path: Pa
     ("change", "error", "says"),
     [
         ({"format_version": 2}, UnsupportedFormat, "update nec_ray"),
+        ({"format_version": 1.0}, CorruptCodec, "not a whole number"),
+        ({"format_version": True}, CorruptCodec, "not a whole number"),
         ({"grid": [70000, 1]}, CorruptCodec, "tokens"),
         ({"channels": 25}, CorruptCodec, "add up"),
         ({"channels": "24"}, CorruptCodec, "channels"),

@@ -1,13 +1,17 @@
 """Damaged and hostile payloads: a typed error or the very symbols, never a crash, a hang or a large allocation.
 
-The kernels run without bounds checks, so many are tried; NEC_FUZZ_SECONDS=3600 goes on for an hour. Mutants get
+The kernels run without bounds checks, so many are tried; NEC_FUZZ_SECONDS=3600 goes on for an hour,
+and NEC_FUZZ_SEED=7 takes others. Mutants get
 right checksums and lengths as often as not, so that what lies behind those is reached.
 """
 
 import os
+import subprocess
+import sys
 import time
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +19,18 @@ import pytest
 from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder
 from nec_ray.codec.payload import Payloads
 from nec_ray.errors import CorruptPayload
-from tests.codec.make import SCALES, laplacian_pmf, laplacian_symbols, laplacian_tables
+from tests.codec.make import (
+    SCALES,
+    laplacian_pmf,
+    laplacian_symbols,
+    laplacian_tables,
+    random_tables,
+    symbols_of,
+)
 from tests.codec.slow_rans import payload_decoder, varint
 
-MUTANTS = 220_000
+ROOT = Path(__file__).resolve().parents[2]
+MUTANTS = int(os.environ.get("NEC_FUZZ_MUTANTS", "220000"))
 SECONDS = float(os.environ.get("NEC_FUZZ_SECONDS", "0"))
 
 
@@ -158,6 +170,57 @@ def test_the_decoder_in_schemas_refuses_what_the_fast_one_refuses() -> None:
         assert np.array_equal(fast[0], expected)
         agreed += 1
     assert agreed > 20
+
+
+def test_damaged_tiles_among_others_do_no_harm_under_any_tables() -> None:
+    """Batches are coded four tiles at a time, from one buffer: each tile comes out as it does alone, or is named."""
+    rng = np.random.default_rng(int(os.environ.get("NEC_FUZZ_SEED", "2")))
+    named: list[bool] = []
+    whole = 0
+    for _ in range(max(1, MUTANTS // 1100)):
+        tables = random_tables(rng, int(rng.integers(1, 90)), int(rng.choice([12, 12, 14, 16])))
+        tokens = int(rng.integers(1, 40))
+        layers = [LayerSpec(channels=tables.channels, tokens=tokens)]
+        target = Target(tables, layers, symbols_of(rng, tables, 11, tokens))
+        for _ in range(10):
+            batch = [mutant(rng, target) if rng.random() < 0.1 else payload for payload in target.payloads]
+            alone = [outcome(target.coder, payload) for payload in batch]
+            if any(one is not None and one.shape != alone[0].shape for one in alone if alone[0] is not None):
+                continue  # of another number of tokens: refused as a batch
+            try:
+                [together] = target.coder.decompress(batch)
+            except CorruptPayload as error:
+                named.append(alone[0] is None or alone[error.payload or 0] is None)
+                continue
+            assert all(one is not None and np.array_equal(one, many) for one, many in zip(alone, together, strict=True))
+            whole += 1
+    assert named
+    assert all(named)
+    assert whole
+
+
+def outcome(coder: PayloadCoder, payload: bytes) -> "np.ndarray | None":  # type: ignore[type-arg]
+    """What a payload decodes to by itself, None where it is refused."""
+    try:
+        return coder.decompress([payload], threads=1)[0][0]
+    except CorruptPayload:
+        return None
+
+
+@pytest.mark.skipif("NUMBA_BOUNDSCHECK" in os.environ, reason="this is that run")
+def test_the_kernels_stay_within_their_arrays(tmp_path: Path) -> None:
+    """The same mutants with numba's bounds checks on, which make of a step outside an array an IndexError."""
+    environment = os.environ | {
+        "NUMBA_BOUNDSCHECK": "1",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "NEC_FUZZ_MUTANTS": "20000",
+        "NEC_FUZZ_SECONDS": "0",
+    }
+    files = [f"tests/codec/test_{name}.py" for name in ("hostile", "payload", "vector")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *files]
+    chosen = ["-k", "mutated or damage or golden or integer or dearest or lanes_that or both_paths or frequencies"]
+    done = subprocess.run([*command, *chosen], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_every_single_bit_flip_is_noticed() -> None:

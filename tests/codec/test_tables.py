@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nec_ray.codec import EntropyTables
+from nec_ray.codec.quantise import SPARSE_FROM
 from nec_ray.errors import CorruptCodec
 from tests.codec.make import SCALES, laplacian_pmf, laplacian_tables
 
@@ -29,7 +30,7 @@ def test_kinds_of_channels() -> None:
     tables = laplacian_tables(SCALES)
     assert np.array_equal(tables.dead, SCALES < 0.06)
     zero = np.array([laplacian_pmf(scale, 60)[60] for scale in SCALES])
-    assert np.array_equal(tables.sparse, (zero >= 0.95) & ~tables.dead)
+    assert np.array_equal(tables.sparse, (zero >= SPARSE_FROM) & ~tables.dead)
 
 
 def test_entries_follow_one_another() -> None:
@@ -67,6 +68,16 @@ def test_tables_cost_at_most_half_a_percent_more_than_the_entropy(scale: float) 
     else:
         cost = np.sum(p * np.repeat(tables.precision + np.log2(widths) - np.log2(frequency), widths))
     assert entropy * 0.999 <= cost <= entropy * 1.005
+
+
+@pytest.mark.parametrize("pmf", [[0.5, np.nan], [0.0, 0.0], [0.7, 0.7], [1.1, -0.1], [np.inf, 0.0], []])
+def test_probabilities_that_are_none_are_refused(pmf: list[float]) -> None:
+    both = [np.ones(1), np.array(pmf)]
+    with pytest.raises(ValueError, match="channel 1: not probabilities"):
+        EntropyTables.from_pmf(both, np.zeros(2, int), np.zeros(2), np.zeros(2, bool))
+    EntropyTables.from_pmf(both, np.zeros(2, int), np.zeros(2), np.array([False, True]))
+    with pytest.raises(ValueError, match="of one length"):
+        EntropyTables.from_pmf(both, np.zeros(1, int), np.zeros(2), np.zeros(2, bool))
 
 
 def test_a_run_table_of_one_entry_is_refused() -> None:

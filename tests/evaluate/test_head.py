@@ -14,8 +14,8 @@ from torch import nn
 from nec_ray.errors import BadLabels, CodecMismatch, InputError
 from nec_ray.evaluate.head import evaluate_embeddings, predict_proba, score, train_head
 from nec_ray.evaluate.labels import LABEL_ROWS, Labels, read_labels
-from nec_ray.evaluate.predict import predict
-from nec_ray.models.heads import load_head
+from nec_ray.evaluate.prediction import predict
+from nec_ray.models.head_files import load_head
 from tests.evaluate.sources import ENCODER, MemorySource, grid_rows, separable
 
 
@@ -188,11 +188,9 @@ def test_embeddings_of_another_encoder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"task": "segmentation"}, "heads for classification only"),
-        ({"task": "regression"}, "task 'regression'"),
         ({"decoder_layer": "half"}, "decoder layer 'half'"),
         ({"decoder_layer": "frozen"}, "brings none"),
-        ({"decoder_layer": "frozen", "first_layer": nn.Identity(), "layers": 1}, "reads whole embeddings"),
+        ({"decoder_layer": "frozen", "first_layer": nn.Identity(), "layers": 1}, "give the codec's medians"),
         ({"epochs": 0}, "epochs 0"),
     ],
 )

@@ -208,8 +208,8 @@ def test_labels_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path, text
     assert str(path) in str(caught.value)
 
 
-def test_a_folder_of_masks_says_that_segmentation_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadLabels, match="folder of masks is for segmentation"):
+def test_a_folder_of_masks_is_for_the_other_task(tmp_path: Path) -> None:
+    with pytest.raises(BadLabels, match="folder of masks is for --task segmentation"):
         read_labels(tmp_path, ROWS)
 
 

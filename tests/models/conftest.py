@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         (pixels - np.array(spec.mean, np.float32)[:, None, None]) / np.array(spec.std, np.float32)[:, None, None]
     )
     torch.manual_seed(0)
-    model = NeuralEmbeddingCompressor(CONFIG)
+    model = NeuralEmbeddingCompressor.mae(CONFIG)
     set_trainable(model, "all")
     density = list(model.bottleneck.parameters())
     others = [p for name, p in model.named_parameters() if not name.startswith("bottleneck") and p.requires_grad]

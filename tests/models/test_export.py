@@ -1,12 +1,16 @@
+import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from compressai.entropy_models import EntropyBottleneck
 
-from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder
-from nec_ray.models.export import tables_of
+from nec_ray.codec import EntropyTables, LayerSpec, Lineage, PayloadCoder, load_codec
+from nec_ray.models.embed import Embedder
+from nec_ray.models.export import export_codec, tables_of
 from tests.models.conftest import Trained
 
 
@@ -93,3 +97,23 @@ def test_a_channel_that_is_always_zero_costs_nothing_and_a_busy_one_is_kept() ->
 def test_embedding_needs_no_compressai() -> None:
     code = "import sys, nec_ray.models.embed; sys.exit('compressai' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+
+
+def test_weights_kept_in_half_are_what_the_tables_are_made_from(trained: Trained, tmp_path: Path) -> None:
+    """The codec's encoder is the rounded one: its latents are those that export saw, and half the bytes."""
+    model = copy.deepcopy(trained.model)
+    spec = trained.codec.spec
+    lineage = Lineage(data="scene", licence="public domain", beta=0.01, bits_per_symbol=0)
+    export_codec(
+        model, tmp_path / "codec", input_spec=spec.input, lineage=lineage, calibration=trained.pixels[:64], half=True
+    )
+    codec = load_codec(tmp_path / "codec")
+    rounded = {name: tensor.half().float() for name, tensor in trained.model.encoder.state_dict().items()}
+    kept = codec.tensors("encoder")
+    assert all(np.array_equal(kept[name], tensor.numpy()) for name, tensor in rounded.items())
+    symbols = Embedder(codec).symbols(trained.pixels[:64])
+    np.testing.assert_array_equal(symbols[:4], codec.golden())
+    size = 8 * sum(map(len, codec.compress(symbols))) / symbols.size
+    assert size == pytest.approx(codec.spec.lineage.bits_per_symbol, rel=0.01)
+    before = (trained.codec._store.size("encoder.safetensors"), codec._store.size("encoder.safetensors"))
+    assert before[1] < 0.52 * before[0]

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from nec_ray.errors import CodecMismatch, DataError, InputError, MixedCodecs, NotFound, UnsupportedFormat
 from nec_ray.models.dataset import torch_dataset
-from nec_ray.models.heads import ClassificationHead, LatentQueryPool, default_heads, load_head, save_head
+from nec_ray.models.head_files import load_head, save_head
+from nec_ray.models.heads import ClassificationHead, LatentQueryPool, default_heads
 from tests.evaluate.sources import ENCODER, MemoryPull, MemorySource, grid_rows, separable
 
 
@@ -142,8 +143,8 @@ def test_tensors_that_do_not_fit_the_json_are_refused(tmp_path: Path) -> None:
 
 def test_later_formats_are_refused_by_name(tmp_path: Path) -> None:
     make_head(tmp_path)
-    edit(tmp_path, format_version=2, news="whatever")
-    with pytest.raises(UnsupportedFormat, match="head format 2, this release reads up to 1"):
+    edit(tmp_path, format_version=3, news="whatever")
+    with pytest.raises(UnsupportedFormat, match="head format 3, this release reads up to 2"):
         load_head(tmp_path)
 
 

@@ -5,23 +5,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import s3fs
+import xarray
 from PIL import Image
 
 from nec_ray import open_archive
 from nec_ray.codec import Codec
 from nec_ray.errors import CodecMismatch, InputError, Interrupted, NotFound
 from nec_ray.models.embed import Embedder
-from nec_ray.runtime.encode import encode
-from nec_ray.runtime.plan import plan
+from nec_ray.runtime.encode import encode, prepare
 from nec_ray.runtime.shard import read_shard
 from nec_ray.tiles import Catalog, build_catalog, builtin_scene, read_catalog, write_catalog
 from tests.runtime.make import random_codec
+from tests.s3 import Server
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +59,13 @@ def hashes(archive: str | Path) -> dict[str, bytes | None]:
     return dict(zip(ids, rows["sha256"].to_pylist(), strict=True))
 
 
-def test_pulled_symbols_are_exactly_the_encoders(whole: str, catalog: Path, codec: Codec) -> None:
+def test_pulled_symbols_are_exactly_the_encoders(whole: str, catalog: Path, codec: Codec, tmp_path: Path) -> None:
     pull = open_archive(whole).pull()
     at = {tile_id: i for i, tile_id in enumerate(pull.tile_ids)}
     seen = 0
-    for shard in plan(read_catalog(catalog), None, codec.id, shard_tiles=32).shards():
+    with prepare(catalog, tmp_path / "other", codec_url=codec._store.url, shard_tiles=32, create=False) as run:
+        shards = list(run.plan.shards())
+    for shard in shards:
         batch = read_shard(shard, codec.spec)
         expected = np.rint(Embedder(codec).latents(batch.pixels) - codec.tables.median)
         ids = shard.rows["tile_id"].to_pylist()
@@ -122,6 +127,27 @@ def test_a_run_that_was_partly_done_makes_the_same_payloads(
 
 
 @pytest.mark.slow
+def test_zarr_is_encoded_to_the_payloads_of_a_geotiff_of_the_same_pixels(
+    codec_folder: str, local_ray: None, tmp_path: Path
+) -> None:
+    with rasterio.open(builtin_scene()) as scene:
+        pixels = scene.read(window=rasterio.windows.Window(400, 300, 128, 128))
+    profile = {"driver": "GTiff", "count": 3, "height": 128, "width": 128, "dtype": "uint16", "nodata": 0}
+    with rasterio.open(tmp_path / "scene.tif", "w", **profile) as file:
+        file.write(pixels)
+    bands = {name: (("y", "x"), band) for name, band in zip(("red", "green", "blue"), pixels, strict=True)}
+    xarray.Dataset(bands).to_zarr(tmp_path / "scene.zarr", zarr_format=3, consolidated=False)
+    found = {}
+    for name, given in (("scene.tif", ["red", "green", "blue"]), ("scene.zarr", None)):
+        tiles = build_catalog(tmp_path / name, bands=given, tile_size=32, nodata=0)
+        write_catalog(tiles, tmp_path / f"{name}.parquet")
+        done = encode(tmp_path / f"{name}.parquet", tmp_path / f"of-{name}", codec_url=codec_folder, workers=2)
+        assert done.valid == 16
+        found[name] = hashes(tmp_path / f"of-{name}")
+    assert found["scene.tif"] == found["scene.zarr"]
+
+
+@pytest.mark.slow
 def test_ray_makes_the_archive_of_the_serial_run(
     whole: str, catalog: Path, codec_folder: str, tmp_path: Path, local_ray: None
 ) -> None:
@@ -142,7 +168,7 @@ def test_two_encodes_at_once_leave_every_tile_once(
     )
     command = [sys.executable, "-c", code, str(catalog), str(archive), codec_folder]
     runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    problems = [run.communicate(timeout=300)[1] for run in runs]
+    problems = [run.communicate(timeout=600)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], problems
     assert hashes(archive) == hashes(whole)
 
@@ -159,7 +185,7 @@ def test_ctrl_c_in_the_command_stops_cleanly(
     )
     command = [sys.executable, "-c", code, "encode", str(catalog), str(archive), "--codec", codec_folder, *route]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and len(list(archive.glob("index/*.parquet"))) < 3:
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
@@ -275,3 +301,37 @@ def test_what_is_not_there(catalog: Path, codec_folder: str, tmp_path: Path) -> 
         encode(catalog, tmp_path / "archive", local=True)
     with pytest.raises(InputError, match="use a path, s3"):
         encode(catalog, "nowhere://x/y", codec_url=codec_folder, local=True)
+
+
+@pytest.mark.slow
+def test_an_object_store_that_dies_and_comes_back_leaves_the_same_archive(
+    whole: str, catalog: Path, codec_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the second shard; the run waits for it and goes on."""
+    server = Server(tmp_path / "s3")
+    server.start()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    archive = f"s3://{server.bucket()}/archive"
+    back = threading.Timer(3, server.start)
+    shards = 0
+
+    def kill(*_: int) -> None:
+        nonlocal shards
+        shards += 1
+        if shards == 2:
+            server.kill()
+            back.start()
+
+    try:
+        account = encode(
+            catalog, archive, codec_url=codec_folder, local=True, shard_tiles=32, commit_seconds=0, progress=kill
+        )
+        assert account.missing == 0
+        assert hashes(archive) == hashes(whole)
+    finally:
+        if back.ident:
+            back.join()
+        server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()

@@ -28,7 +28,7 @@ def test_overrides_win_over_the_file_and_defaults_fill_the_rest(recipe: Path) ->
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.adapt_epoch=3", "train.adapt_epoch: no key of a recipe"),
+        ("train.adapt_epoch=3", "train.adapt_epoch: no such key in this recipe"),
         ("model.size=huge", "model.size"),
         ("train.mask_ratio=1", "train.mask_ratio"),
         ("train.lr=-1", "train.lr"),
@@ -39,7 +39,7 @@ def test_overrides_win_over_the_file_and_defaults_fill_the_rest(recipe: Path) ->
         ("train.pretrain_epochs=0", "would freeze random weights"),
         ("train=1", "write it as section.key=value"),
         ("train.lr", "write it as section.key=value"),
-        ("codecs.layers=1", "codecs: no key of a recipe"),
+        ("codecs.layers=1", "codecs: no such key in this recipe"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_that_names_the_key(recipe: Path, override: str, message: str) -> None:
@@ -76,7 +76,7 @@ def test_the_schema_file_is_in_step_with_the_code() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["demo_recipe.toml", "aid_recipe.toml"])
+@pytest.mark.parametrize("name", ["demo_recipe.toml", "aid_recipe.toml", "rgb_recipe.toml"])
 def test_packaged_recipes_are_valid(name: str) -> None:
     found = read_recipe(PACKAGED / name, ["data.catalog=/tmp/catalog.parquet"])
     assert Recipe.model_validate(found.model_dump(mode="json")) == found

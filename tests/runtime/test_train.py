@@ -1,5 +1,6 @@
 """Whole training runs on a real local Ray and the built-in scene."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from nec_ray.codec import load_codec
 from nec_ray.errors import BadRecipe, BadSource, CodecMismatch, InputError, NotFound
 from nec_ray.models.embed import Embedder
 from nec_ray.runtime.recipe import Recipe
-from nec_ray.runtime.train import _alone, read_metrics, train
+from nec_ray.runtime.train import read_metrics, train
+from nec_ray.runtime.train_files import alone
+from nec_ray.storage import Store
 from nec_ray.tiles import build_catalog, builtin_scene, read_tiles, write_catalog
+from tests.s3 import Server
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 6
@@ -57,7 +62,7 @@ def run(catalog: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory
     """Folder of a whole, undisturbed run."""
     out = tmp_path_factory.mktemp("train") / "run"
     lines: list[str] = []
-    assert train(recipe(catalog), out, progress=lines.append) == out / "codec"
+    assert train(recipe(catalog), out, progress=lines.append) == str(out / "codec")
     assert sum("epoch" in line for line in lines) == EPOCHS
     return out
 
@@ -88,7 +93,7 @@ def test_a_run_learns_and_leaves_a_codec_that_codes_real_tiles(run: Path, catalo
 def test_a_second_call_returns_the_finished_codec_and_another_recipe_is_refused(run: Path, catalog: Path) -> None:
     before = load_codec(run / "codec").id
     lines: list[str] = []
-    assert train(recipe(catalog), run, progress=lines.append) == run / "codec"
+    assert train(recipe(catalog), run, progress=lines.append) == str(run / "codec")
     assert lines == [f"trained already: {run / 'codec'}"]
     with pytest.raises(BadRecipe, match=r"another recipe \(train.beta\)"):
         train(recipe(catalog, beta=0.5), run)
@@ -106,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_codec_of_an_undisturbed_one(run: Path, cata
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 600
     while len(read_metrics(out / "metrics.csv")) < 2 and time.monotonic() < deadline and driver.poll() is None:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
@@ -114,18 +119,112 @@ def test_a_killed_run_goes_on_to_the_codec_of_an_undisturbed_one(run: Path, cata
     reached = len(read_metrics(out / "metrics.csv"))
     assert 2 <= reached < EPOCHS
     assert not (out / "codec").exists()
-    assert train(recipe(catalog), out) == out / "codec"
+    assert train(recipe(catalog), out) == str(out / "codec")
     assert [int(row["epoch"]) for row in read_metrics(out / "metrics.csv")] == list(range(1, EPOCHS + 1))
     assert load_codec(out / "codec").id == load_codec(run / "codec").id
 
 
+_FAILURES = """
+import os, sys
+from pathlib import Path
+import psutil
+from ray.cluster_utils import Cluster
+from nec_ray.runtime.recipe import Recipe
+from nec_ray.runtime.train import train
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+nodes = [cluster.add_node(num_cpus=2)]
+os.environ["RAY_ADDRESS"] = cluster.address
+killed = []
+def fail(line):
+    if line.startswith("epoch 2") and not killed:
+        below = psutil.Process().children(recursive=True)
+        [worker] = [one for one in below if "RayTrainWorker" in "".join(one.cmdline())]
+        killed.append(worker.pid)
+        worker.kill()
+    if line.startswith("epoch 4") and len(nodes) == 1:
+        nodes.append(cluster.add_node(num_cpus=2))
+        cluster.remove_node(nodes[0], allow_graceful=False)
+train(Recipe.model_validate_json(Path(sys.argv[1]).read_text()), sys.argv[2], progress=fail)
+print("killed", len(killed), "nodes", len(nodes))
+cluster.shutdown()
+"""
+
+
 @pytest.mark.slow
-def test_two_workers_train_one_model(catalog: Path, local_ray: None, tmp_path: Path) -> None:
-    codec = load_codec(train(recipe(catalog, workers=2, trainable="paper"), tmp_path / "run"))
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
-    assert len(rows) == EPOCHS
-    assert float(rows[2]["mse"]) < 0.95 * float(rows[0]["mse"])
-    assert codec.spec.lineage.bits_per_symbol > 0
+def test_a_killed_worker_and_then_a_lost_node_do_not_change_the_codec(run: Path, catalog: Path, tmp_path: Path) -> None:
+    """The worker begins at the last checkpoint; a node takes the worker and its tiles with it, Ray makes both anew."""
+    path, out = tmp_path / "recipe.json", tmp_path / "run"
+    path.write_text(recipe(catalog).model_dump_json())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-W", "ignore", "-c", _FAILURES, str(path), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "killed 1 nodes 2"
+    rows, undisturbed = read_metrics(out / "metrics.csv"), read_metrics(run / "metrics.csv")
+    assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
+    for name in ("mse", "bits"):
+        assert [float(row[name]) for row in rows] == pytest.approx([float(row[name]) for row in undisturbed], rel=1e-4)
+    assert load_codec(out / "codec").id == load_codec(run / "codec").id
+
+
+@pytest.mark.slow
+def test_pretraining_alone_leaves_weights_that_another_run_on_s3_adapts(
+    catalog: Path, local_ray: None, s3_server: Server, tmp_path: Path
+) -> None:
+    """Checkpoints, metrics, TensorBoard's events and the codec on S3; layers, and a driver of its own as in a job."""
+    weights = train(recipe(catalog, adapt_epochs=0), tmp_path / "mae")
+    assert weights == str(tmp_path / "mae" / "weights.safetensors")
+    assert not (tmp_path / "mae" / "codec").exists()
+    bucket = f"s3://{s3_server.bucket()}"
+    out = f"{bucket}/run"
+    job = tmp_path / "recipe.toml"
+    job.write_text(
+        f"""
+[data]
+catalog = "{catalog}"
+size = 32
+max_tiles = 320
+augment = ["crop", "flip"]
+[model]
+size = "micro"
+patch = 8
+depth = 2
+init = "{weights}"
+layers = [16, 112]
+weights = "float16"
+[train]
+pretrain_epochs = 0
+adapt_epochs = 2
+workers = 2
+accumulate = 2
+batch_size = 32
+"""
+    )
+    command = [sys.executable, "-W", "ignore", str(ROOT / "jobs" / "train.py"), str(job), "--out", out]
+    environment = {**os.environ, **s3_server.environment, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines() if line.startswith("{")]
+    assert f"weights of {weights}: encoder and decoder" in events
+    assert events[-1].startswith("epoch 2 of 2 (adapt)")
+    assert json.loads(done.stdout) == {"result": f"{out}/codec"}
+    first, second = read_metrics(f"{out}/metrics.csv")
+    assert float(second["bits"]) < 0.95 * float(first["bits"])
+    codec = load_codec(f"{out}/codec")
+    assert [layer.channels for layer in codec.spec.layers] == [16, 112]
+    assert codec.spec.lineage.parent == "weights.safetensors"
+    encoder = codec.tensors("encoder")
+    assert {array.dtype for array in encoder.values()} == {np.dtype(np.float16)}
+    before = load_file(weights)
+    # Adaptation leaves all but the last block as they were, in another order of channels.
+    for mine, theirs in zip(encoder["blocks.0.mlp.fc1.bias"], before["blocks.0.mlp.fc1.bias"], strict=True):
+        assert float(mine) == pytest.approx(float(theirs), abs=1e-3)
+    variance = codec.golden().var(axis=(0, 1))
+    assert variance[:16].mean() > variance[16:].mean()
+    names = [name.removeprefix("run/") for name in Store(bucket).names("run")]
+    assert not [name for name in names if name.startswith("ray/") or name == "input.json"]
+    assert {"loss.png", "metrics.csv", "recipe.json", "codec/codec.json"} <= set(names)
 
 
 def test_what_cannot_be_trained_is_refused_before_ray_starts(catalog: Path, tmp_path: Path) -> None:
@@ -143,9 +242,9 @@ def test_what_cannot_be_trained_is_refused_before_ray_starts(catalog: Path, tmp_
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(catalog: Path, tmp_path: Path) -> None:
-    with _alone(tmp_path / "out"), pytest.raises(InputError, match="another run is at work in it"):
+    with alone(Store(tmp_path / "out")), pytest.raises(InputError, match="another run is at work in it"):
         train(recipe(catalog), tmp_path / "out")
-    with _alone(tmp_path / "out"):
+    with alone(Store(tmp_path / "out")):
         pass
 
 

@@ -160,6 +160,23 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     assert seen[-1] == (4, 4)
 
 
+def test_images_are_cut_where_a_tile_size_is_given(tmp_path: Path) -> None:
+    (tmp_path / "town").mkdir()
+    Image.new("RGB", (9, 5)).save(tmp_path / "town" / "a.png")
+    (tmp_path / "town" / "broken.jpg").write_bytes(b"\xff\xd8 no header")
+    rows = build_catalog(tmp_path, tile_size=4).table.to_pylist()
+    assert [(row["tile_id"], row["x_off"], row["y_off"], row["width"], row["height"]) for row in rows] == [
+        ("town/a/y00000_x00000", 0, 0, 4, 4),
+        ("town/a/y00000_x00004", 4, 0, 4, 4),
+        ("town/a/y00000_x00008", 8, 0, 1, 4),
+        ("town/a/y00004_x00000", 0, 4, 4, 1),
+        ("town/a/y00004_x00004", 4, 4, 4, 1),
+        ("town/a/y00004_x00008", 8, 4, 1, 1),
+        ("town/broken.jpg", 0, 0, 1, 1),
+    ]
+    assert {row["label"] for row in rows} == {"town"}
+
+
 def test_the_etag_changes_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     etags = []

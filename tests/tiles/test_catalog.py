@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadCatalog, BadQuery, CodecMismatch, NotFound, UnsupportedFormat
-from nec_ray.tiles import Catalog, CatalogMetadata, check_bands, read_catalog, write_catalog
+from nec_ray.tiles import Catalog, CatalogMetadata, band_sets, check_bands, read_catalog, write_catalog
 from nec_ray.tiles.catalog import METADATA_KEY
 
 SCHEMA = arrow_schema("catalog.json")
@@ -217,10 +217,12 @@ def test_select_refuses_what_is_no_condition(where: str) -> None:
 
 
 def test_check_bands_names_what_lacks() -> None:
-    catalog = Catalog(table(row("a"), row("b", bands=["VV", "VH"])))
-    check_bands(catalog, ["green"])
-    check_bands(catalog, ["VH", "VV"])
-    with pytest.raises(CodecMismatch, match=r"the bands nir .*red, green"):
-        check_bands(catalog, ["red", "nir"])
+    sets = band_sets(table(row("a"), row("b", bands=["VV", "VH"]), row("c")))
+    assert sets == {("red", "green"), ("VV", "VH")}
+    check_bands(sets, ["green"], "c")
+    check_bands(sets, ["VH", "VV"], "c")
+    check_bands(set(), ["nir"], "an empty catalog")
+    with pytest.raises(CodecMismatch, match=r"c: no tile has the bands nir .*red, green"):
+        check_bands(sets, ["red", "nir"], "c")
     with pytest.raises(CodecMismatch, match="VV"):  # each is there, but no tile has both
-        check_bands(catalog, ["red", "green", "VV"])
+        check_bands(sets, ["red", "green", "VV"], "c")

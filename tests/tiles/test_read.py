@@ -167,6 +167,25 @@ def test_an_image_larger_than_its_row_is_not_decoded(tmp_path: Path) -> None:
     assert "9000 x 9000" in (batch.reason[0] or "")
 
 
+def test_windows_of_an_image_are_its_crops(tmp_path: Path, rng: np.random.Generator) -> None:
+    images = {name: rng.integers(0, 255, (8, 12, 3), np.uint8) for name in ("a", "b")}
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    rows = build_catalog(tmp_path, tile_size=4).table
+    shuffled = rows.take(rng.permutation(rows.num_rows))
+    for table in (rows, shuffled):
+        batch = read(table, ["red", "green", "blue"], 4)
+        assert batch.status == ["valid"] * 12
+        for row, pixels in zip(table.to_pylist(), batch.pixels, strict=True):
+            y, x = row["y_off"], row["x_off"]
+            crop = images[row["tile_id"][0]][y : y + 4, x : x + 4]
+            np.testing.assert_array_equal(pixels, crop.transpose(2, 0, 1))
+    Image.fromarray(images["a"][:6]).save(tmp_path / "a.png")  # replaced by a smaller one
+    batch = read(rows, ["red"], 4)
+    assert batch.status == ["valid"] * 3 + ["failed"] * 3 + ["valid"] * 6
+    assert "ends outside the file of 12 x 6 pixels" in (batch.reason[3] or "")
+
+
 def test_no_rows() -> None:
     rows = build_catalog(builtin_scene()).table.slice(0, 0)
     assert read(rows, ["red"], 16).status == []

@@ -1,0 +1,188 @@
+"""The process's one DuckDB: it reads the index files of open archives, and nothing else.
+
+To start a DuckDB takes longer than most queries, so all queries of a process share one, each on a connection of its
+own. A connection sees one version of one archive: its view and its functions are temporary, and the name under which
+its files are reached cannot be guessed.
+"""
+
+import atexit
+import copy
+import ctypes
+import functools
+import os
+import secrets
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from duckdb.func import ARROW
+
+from nec_ray.archive.filesystem import PROTOCOL, IndexFiles, PinnedFiles
+from nec_ray.contracts import arrow_schema, contract_text
+from nec_ray.errors import NecError
+
+Function = Callable[[IndexFiles, pa.ChunkedArray], pa.Array]
+
+_PAYLOAD = 'STRUCT(pack VARCHAR, "offset" BIGINT, layer_lengths INTEGER[])'
+_functions: dict[str, tuple[Function, str]] = {}
+_mounted: "defaultdict[str, weakref.WeakSet[IndexFiles]]" = defaultdict(weakref.WeakSet)
+_raised: deque[NecError] = deque(maxlen=64)
+"""What files and functions raised lately, without tracebacks: DuckDB keeps the text of it and drops the type."""
+_started: list[duckdb.DuckDBPyConnection] = []
+_starting, _mounting = threading.Lock(), threading.Lock()
+
+
+def sql_function(name: str, returns: str) -> Callable[[Function], Function]:
+    """Makes a function of payload references one of SQL, with results of the type `returns`."""
+
+    def add(function: Function) -> Function:
+        _functions[name] = (function, returns)
+        return function
+
+    return add
+
+
+def connect(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
+    """A connection with the view `embeddings` over these files, and the functions that a query names.
+
+    Raises:
+        duckdb.Error: a file does not read; `typed` may know why.
+    """
+    connection = _cursor(files, query)
+    view = contract_text("embeddings.sql").replace("$COLUMNS", _columns()).replace("$FILES", _source(files))
+    connection.execute(view)
+    return connection
+
+
+def select(files: IndexFiles, columns: str, condition: str, params: Sequence[Any] | None = None) -> pa.Table:
+    """Columns of the rows that a condition picks: as a query over the view, but planned once.
+
+    Raises:
+        duckdb.Error: a file does not read, or the condition does not run.
+    """
+    connection = _cursor(files, condition)
+    query = f"WITH embeddings AS (SELECT {_columns()} FROM {_source(files)}) SELECT {columns} FROM embeddings"
+    return connection.sql(f"{query} WHERE {condition}", params=list(params) if params else None).to_arrow_table()
+
+
+def typed(error: Exception) -> NecError | None:
+    """The typed error behind one of DuckDB's, if there is one; a copy, since what is raised keeps its frames."""
+    text = str(error)
+    return next((copy.copy(one) for one in reversed(_raised) if str(one) in text), None)
+
+
+def prepare() -> None:
+    """Start the database in the background, for the query that is to come."""
+    if not _started:
+        threading.Thread(target=_database, name="nec-duckdb").start()
+
+
+def _cursor(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
+    with _mounting:
+        _mounted[_token(files)].add(files)
+    connection = _database().cursor()
+    if not files.sizes:
+        connection.register("no_rows", arrow_schema("index.json").empty_table())
+    named = query.lower()
+    for name in (name for name in _functions if name in named):  # each costs a millisecond
+        connection.execute(f"CREATE TEMP MACRO {name}(payload) AS {name}_of('{_token(files)}', payload)")
+    return connection
+
+
+def _columns() -> str:
+    return ", ".join(arrow_schema("index.json").names)  # files keep them in an order of their own
+
+
+@functools.cache
+def _token_of(url: str) -> str:  # noqa: ARG001  (one for each archive: under it DuckDB keeps footers that it has parsed)
+    return secrets.token_hex(16)
+
+
+def _token(files: IndexFiles) -> str:
+    return _token_of(files.store.url)
+
+
+def _find(token: str, name: str | None = None) -> IndexFiles:
+    """Mounted files of an archive, of a version that has the file `name`.
+
+    Raises:
+        FileNotFoundError: no open archive has it.
+    """
+    with _mounting:
+        for files in _mounted.get(token, ()):
+            if name is None or name in files.sizes:
+                return files
+    raise FileNotFoundError(name)
+
+
+def _source(files: IndexFiles) -> str:
+    listed = ", ".join(f"'{PROTOCOL}://{_token(files)}/{name}'" for name in files.sizes)
+    return f"read_parquet([{listed}])" if listed else "no_rows"
+
+
+def _database() -> duckdb.DuckDBPyConnection:
+    with _starting:
+        if not _started:
+            _started.append(_start())
+        return _started[0]
+
+
+def _after_fork() -> None:
+    """Threads are not forked: a child starts a database of its own, and must never end its parent's."""
+    global _starting, _mounting  # another thread may have held them
+    _starting, _mounting = threading.Lock(), threading.Lock()
+    for connection in _started:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    _started.clear()
+
+
+@atexit.register
+def _end() -> None:
+    """DuckDB's Python binding reports what is left at the end as leaks, on stderr."""
+    _raised.clear()
+    _started.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _start() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(
+        ":memory:",
+        config={
+            "python_enable_replacements": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "temp_directory": "",
+        },
+    )
+    connection.register_filesystem(PinnedFiles(_find, _raised))
+    for name, (function, returns) in _functions.items():
+        connection.create_function(
+            f"{name}_of", _keeping(function), [duckdb.sqltypes.VARCHAR, _PAYLOAD], returns, type=ARROW
+        )
+    for setting in (
+        "GLOBAL TimeZone='UTC'",
+        "GLOBAL enable_geoparquet_conversion=false",
+        "GLOBAL parquet_metadata_cache=true",  # the view's binding parses the footers, the query's need not
+        f"allowed_directories=['{PROTOCOL}://']",
+        "enable_external_access=false",
+        "lock_configuration=true",
+    ):
+        connection.execute(f"SET {setting}")
+    return connection
+
+
+def _keeping(function: Function) -> Callable[[pa.ChunkedArray, pa.ChunkedArray], pa.Array]:
+    def call(token: pa.ChunkedArray, payload: pa.ChunkedArray) -> pa.Array:
+        try:
+            return function(_find(token[0].as_py()), payload)
+        except NecError as error:
+            _raised.append(copy.copy(error))
+            raise
+
+    return call

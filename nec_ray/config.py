@@ -1,0 +1,62 @@
+"""Configuration files: TOML checked against a closed model, so that a misspelt key is an error and not a default."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nec_ray.errors import BadRecipe, NotFound
+
+
+class Section(BaseModel):
+    """A part of a configuration file: unknown keys are refused, docstrings become the schema's descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The document of a TOML file.
+
+    Args:
+        path: the file.
+        what: what it is called in messages, such as `recipe`.
+
+    Raises:
+        NotFound: no such file.
+        BadRecipe: it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no {what} there; check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRecipe(f"{path}: no TOML ({error})") from None
+    except OSError as error:
+        raise BadRecipe(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def check(model: type[Model], document: dict[str, Any], path: Path, what: str) -> Model:
+    """A document as its model.
+
+    Raises:
+        BadRecipe: a key is unknown or its value impossible; the message names the key.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = "".join(f"{part}: " for part in [".".join(str(part) for part in first["loc"])] if part)
+        said = {"extra_forbidden": f"no such key in this {what}", "missing": "must be given"}.get(
+            first["type"], first["msg"]
+        )
+        said = said.removeprefix("Value error, ")
+        raise BadRecipe(f"{path}: {key}{said}; the keys are in schemas/{what.replace(' ', '_')}.schema.json") from None
+
+
+def schema(model: type[Section]) -> dict[str, Any]:
+    """JSON Schema of a configuration file, as `schemas/` holds it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}

@@ -1,0 +1,72 @@
+"""A training step's parts: gradients of a batch, the learning rate, what decays."""
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_DENSITY_LR_SCALE = 10.0
+
+
+def gradients(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    mask_ratio: float,
+    beta: float | None,
+    generator: torch.Generator | None,
+    accumulate: int = 1,
+    precision: str = "float32",
+) -> Tensor:
+    """Leave the gradients of a batch's mean loss in the parameters.
+
+    Args:
+        model: a `NeuralEmbeddingCompressor`, alone or in DistributedDataParallel, whose workers then exchange
+            gradients once.
+        inputs: normalised pixels float32 (batch, bands, size, size).
+        mask_ratio: see `NeuralEmbeddingCompressor.forward`, like `beta` and `generator`.
+        beta: weight of the rate.
+        generator: of all that is random.
+        accumulate: parts that are computed one after the other; a batch's last part may be smaller.
+        precision: of activations, `float32` or `bfloat16`.
+
+    Returns:
+        MSE and bits per element, float64 (2,), on the inputs' device.
+    """
+    found = torch.zeros(2, dtype=torch.float64, device=inputs.device)
+    parts = inputs.chunk(accumulate)
+    for number, part in enumerate(parts):
+        last = number + 1 == len(parts)
+        share = len(part) / len(inputs)
+        with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():  # type: ignore[operator]
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                losses = model(part, mask_ratio=mask_ratio, beta=beta, generator=generator)
+            (losses.loss * share).backward()
+        found += torch.stack([losses.mse.detach(), losses.bits.detach()]).double() * share
+    return found
+
+
+def learning_rate(peak: float, progress: float, warmup: float) -> float:
+    """Linear warm-up over the share `warmup` of all steps, then half a cosine to 0."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """An optimiser's groups of the trained parameters.
+
+    Biases, norms, tokens and densities do not decay; the densities move faster, they start far too wide.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    density = [p for name, p in trained if name.startswith("bottleneck")]
+    plain = [p for name, p in trained if (p.ndim < 2 or "token" in name) and not name.startswith("bottleneck")]
+    taken = {id(p) for p in density + plain}
+    decayed = [p for _, p in trained if id(p) not in taken]
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+        {"params": density, "weight_decay": 0.0, "lr_scale": _DENSITY_LR_SCALE},
+    ]

@@ -1,0 +1,55 @@
+"""Which codec a run encodes with."""
+
+import os
+
+from nec_ray.archive.layout import archive_spec, codec_ids, find_codec
+from nec_ray.codec import Codec, load_codec
+from nec_ray.errors import InputError, NotFound
+from nec_ray.storage import Store
+from nec_ray.tiles import OrderedTiles, check_bands
+
+
+def choose_codec(url: str | os.PathLike[str] | None, store: Store, tiles: OrderedTiles) -> Codec:
+    """The codec that was named, or the archive's own.
+
+    Args:
+        url: a codec directory, the folder of a training run, or the first digits of the id of a codec in the archive.
+        store: the archive.
+        tiles: what is to be encoded.
+
+    Raises:
+        InputError: none is named, and the archive has none or several.
+        NotFound: no such codec.
+        CodecMismatch: it is not for this catalog's bands.
+    """
+    if url is not None:
+        codec = named_codec(os.fspath(url), store)
+    else:
+        ids = codec_ids(store) if store.exists("codecs") else []
+        if len(ids) != 1:
+            what = "holds several codecs" if ids else "holds no codec yet"
+            raise InputError(f"{store.url} {what}; name one with --codec (`nec train` makes one)")
+        codec = find_codec(store, ids[0])
+    check_bands(tiles.band_sets, codec.spec.input.bands, tiles.url)
+    return codec
+
+
+def akin_codecs(store: Store, codec: Codec) -> list[str]:
+    """Ids of the archive's codecs of the same encoder."""
+    return [one for one in codec_ids(store) if archive_spec(store, one).encoder_id == codec.encoder_id]
+
+
+def named_codec(text: str, store: Store) -> Codec:
+    """A codec by its directory, the folder of a training run, or the first digits of its id in the archive.
+
+    Raises:
+        NotFound: no such codec.
+    """
+    try:
+        return load_codec(text)
+    except NotFound:
+        if len(text) >= 6 and set(text) <= set("0123456789abcdef"):
+            return find_codec(store, text)
+        if Store(text).exists("codec/codec.json"):
+            return load_codec(f"{text.rstrip('/')}/codec")  # the folder that `nec train --out` made
+        raise

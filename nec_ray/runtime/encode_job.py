@@ -1,0 +1,62 @@
+"""What `jobs/encode.py` is told: one encoding run, as TOML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from nec_ray.config import Section, check, read_toml, schema
+from nec_ray.errors import BadRecipe
+from nec_ray.runtime.encode import COMMIT_SECONDS
+from nec_ray.runtime.plan import SHARD_TILES
+
+_WHAT = "encode job"
+
+
+class EncodeJob(Section):
+    """One encoding run."""
+
+    catalog: str
+    """Tile catalog: a path or URL."""
+    archive: str
+    """The archive: a path or URL that every node reaches; created where it is not there."""
+    codec: str | None = None
+    """Codec directory, or first digits of the id of one in the archive; the archive's own where not given."""
+    where: str | None = None
+    """SQL condition over the catalog's columns; all tiles where not given."""
+    workers: int | None = Field(default=None, ge=1)
+    """Encoder processes; one a core, or `encoders_per_gpu` a GPU where there are any, if not given."""
+    encoders_per_gpu: int = Field(default=1, ge=1, le=64)
+    """Models that share one GPU."""
+    retry_failed: bool = False
+    """Encode failed tiles again."""
+    commit_seconds: float = Field(default=COMMIT_SECONDS, ge=0)
+    """How often finished shards are committed: the most work that a killed run loses."""
+    shard_tiles: int = Field(default=SHARD_TILES, ge=1, le=65_536)
+    """Tiles that are read, encoded and packed together; another number makes other batches, not other payloads."""
+
+
+def read_encode_job(path: Path, overrides: Sequence[str] = ()) -> EncodeJob:
+    """The job of a TOML file.
+
+    Args:
+        path: the file.
+        overrides: `key=value`, which win over the file's.
+
+    Raises:
+        NotFound: no such file.
+        BadRecipe: it is no TOML, or a key is unknown or its value impossible; the message names the key.
+    """
+    document = read_toml(path, _WHAT)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise BadRecipe(f"--set {override}: write it as key=value, such as workers=4")
+        document[key.strip()] = value
+    return check(EncodeJob, document, path, _WHAT)
+
+
+def encode_job_schema() -> dict[str, Any]:
+    """JSON Schema of the file, as schemas/encode_job.schema.json holds it."""
+    return schema(EncodeJob)

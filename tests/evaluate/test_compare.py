@@ -1,0 +1,157 @@
+"""`nec evaluate`: each method scored as `nec head` scores it, runs that go on, and files that cannot be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from PIL import Image
+
+from nec_ray.archive import open_archive
+from nec_ray.config import check
+from nec_ray.contracts import contract
+from nec_ray.errors import BadRecipe, InputError, NecError
+from nec_ray.evaluate import compare_with_uncompressed, train_head_on_archive
+from nec_ray.evaluate.compare import RATE_ACCURACY_PNG, RESULTS_JSON, compare
+from nec_ray.evaluate.experiment import Experiment, experiment_schema, read_experiment
+from nec_ray.runtime.encode import encode
+from nec_ray.tiles import build_catalog, builtin_labels, builtin_scene, read_catalog, write_catalog
+from tests.runtime.make import random_codec, with_layers
+
+SEEDS = [3, 5]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of real tiles in two layers."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_catalog(build_catalog(builtin_scene(), tile_size=32), folder / "catalog.parquet")
+    codec = with_layers(random_codec(folder / "plain"), folder / "codec", [6, 10])
+    encode(folder / "catalog.parquet", folder / "archive", codec_url=codec._store.url, local=True, where="x_off < 400")
+    return folder
+
+
+def document(work: Path, **changes: Any) -> dict[str, Any]:
+    nec = {"kind": "nec", "archive": str(work / "archive"), "curve": "NEC"}
+    return {
+        "title": "the scene",
+        "labels": str(builtin_labels()),
+        "seeds": SEEDS,
+        "epochs": 2,
+        "methods": [
+            nec | {"name": "whole"},
+            nec | {"name": "first layer", "layers": 1, "decoder_layer": "trained"},
+            {
+                "kind": "uncompressed",
+                "name": "float32",
+                "archive": str(work / "archive"),
+                "catalog": str(work / "catalog.parquet"),
+            },
+        ],
+        **changes,
+    }
+
+
+def test_every_score_is_that_of_the_head_trained_alone(work: Path, tmp_path: Path) -> None:
+    experiment = Experiment.model_validate(document(work))
+    done = compare(experiment, tmp_path / "out")
+    assert done == json.loads((tmp_path / "out" / RESULTS_JSON).read_text())
+    archive = open_archive(work / "archive")
+    how: dict[str, Any] = {"epochs": 2, "seed": SEEDS[1]}
+    first = train_head_on_archive(
+        archive, builtin_labels(), tmp_path / "head", layers=1, decoder_layer="trained", **how
+    )
+    catalog, [codec] = read_catalog(work / "catalog.parquet"), archive.codecs()
+    plain = compare_with_uncompressed(archive, builtin_labels(), catalog, codec, **how)
+    scores = {(row["method"], row["seed"]): row for row in done["results"]}
+    assert len(scores) == 3 * 2
+    for name, expected in (("first layer", first), ("float32", plain)):
+        row = scores[name, SEEDS[1]]
+        assert row["accuracy"] == pytest.approx(expected["accuracy"])
+        assert row["bytes_per_tile"] == pytest.approx(expected["bytes_per_tile"])
+        assert row["codec_id"] == codec.id
+    assert scores["first layer", 3]["bytes_per_tile"] < scores["whole", 3]["bytes_per_tile"]
+    for row in done["summary"]:
+        mine = [one["accuracy"] for one in done["results"] if one["method"] == row["method"]]
+        assert (row["accuracy"], row["accuracy_std"]) == pytest.approx((np.mean(mine), np.std(mine, ddof=1)))
+    with Image.open(tmp_path / "out" / RATE_ACCURACY_PNG) as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
+
+
+def test_what_is_finished_is_not_done_again(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(done: int, of: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    experiment = Experiment.model_validate(document(work))
+    with pytest.raises(KeyboardInterrupt):
+        compare(experiment, tmp_path, stop)
+    kept = json.loads((tmp_path / RESULTS_JSON).read_text())["results"]
+    assert [(row["method"], row["seed"]) for row in kept] == [("whole", seed) for seed in SEEDS]
+    trained: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        trained.append(kwargs["layers"])
+        return train_head_on_archive(*args, **kwargs)
+
+    monkeypatch.setattr("nec_ray.evaluate.compare.train_head_on_archive", counted)
+    done = compare(experiment, tmp_path)
+    assert trained == [1, 1]
+    assert done["results"][:2] == kept
+    renamed = document(work)
+    renamed["methods"][0]["name"] = "everything"
+    assert compare(Experiment.model_validate(renamed), tmp_path)["results"][0]["accuracy"] == kept[0]["accuracy"]
+    assert trained == [1, 1]
+    compare(Experiment.model_validate(document(work, epochs=1)), tmp_path)
+    assert len(trained) == 2 + 4, "other epochs are another experiment"
+
+
+def test_methods_on_other_tiles_are_refused_before_anything_is_trained(work: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    codec = str(work / "codec")
+    encode(work / "catalog.parquet", few, codec_url=codec, local=True, where="x_off < 300")
+    changed = document(work)
+    changed["methods"][1] |= {"archive": str(few)}
+    with pytest.raises(InputError, match=r"'first layer' is on other labelled tiles than 'whole' \(\d+ of them only"):
+        compare(Experiment.model_validate(changed), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"titel": "x"}, "titel: no such key in this evaluation"),
+        ({"methods": []}, "methods: "),
+        ({"seeds": [1, 1]}, "seeds: a seed stands twice"),
+        ({"methods": [{"kind": "jpeg", "name": "x"}]}, "methods.0: "),
+        ({"methods": [{"kind": "nec", "name": "x"}]}, "methods.0.nec.archive: must be given"),
+        ({"methods": [{"kind": "nec", "name": "x", "archive": "a", "layers": 0}]}, "methods.0.nec.layers: "),
+        ({"methods": [{"kind": "nec", "name": "x", "archive": "a"}] * 2}, "two methods are named 'x'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_key(
+    work: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "config.toml"
+    with pytest.raises(BadRecipe) as caught:
+        check(Experiment, document(work) | change, path, "evaluation")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    path.write_text('title = "x"\n[[methods]]\nkind = "nec"\nname = "a"\n')
+    with pytest.raises(BadRecipe, match=r"nec\.archive: must be given; .* schemas/evaluation\.schema\.json"):
+        read_experiment(path)
+
+
+def test_the_schema_is_that_of_the_model(work: Path) -> None:
+    schema = contract("evaluation.schema.json")
+    assert schema == experiment_schema(), "write experiment_schema() to schemas/evaluation.schema.json"
+    Draft202012Validator(schema).validate(document(work))
+
+
+def test_a_file_that_is_no_result_is_not_overwritten(work: Path, tmp_path: Path) -> None:
+    (tmp_path / RESULTS_JSON).write_text("[1]")
+    with pytest.raises(NecError, match="no results of `nec evaluate`"):
+        compare(Experiment.model_validate(document(work)), tmp_path)
+    assert (tmp_path / RESULTS_JSON).read_text() == "[1]"

@@ -1,0 +1,137 @@
+"""Encoding on several nodes while they, the driver and the object store fail: nothing lost, nothing twice."""
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import s3fs
+
+from nec_ray import open_archive
+from nec_ray.runtime.encode import encode
+from nec_ray.storage import Store
+from nec_ray.tiles import build_catalog, builtin_scene, write_catalog
+from tests.faults import FaultyProxy
+from tests.runtime.cluster import command, nodes, workers
+from tests.runtime.make import random_codec
+from tests.runtime.test_encode import hashes
+from tests.s3 import Server
+
+SHARD, COMMIT_S = 8, 1.0
+SLACK_S, LONGEST_S = 5.0, 30.0
+"""From a pack to its receipt, and of a commit, on a machine with two cores and three nodes."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec, a catalog of real tiles, and the archive of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("faults")
+    codec = random_codec(folder / "codec")
+    write_catalog(build_catalog(builtin_scene(), tile_size=40), folder / "catalog.parquet")
+    encode(folder / "catalog.parquet", folder / "whole", codec_url=codec._store.url, local=True, shard_tiles=SHARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def proxy(s3_server: Server) -> Iterator[FaultyProxy]:
+    proxy = FaultyProxy(s3_server.endpoint, 0.0, ("busy", "error"))
+    before = os.environ["AWS_ENDPOINT_URL"]
+    os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield proxy
+    os.environ["AWS_ENDPOINT_URL"] = before
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(proxy: FaultyProxy) -> Iterator[Any]:
+    with nodes(2) as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_whatever_fails_at_random_moments_the_archive_is_that_of_an_undisturbed_run(
+    work: Path,
+    s3_server: Server,
+    proxy: FaultyProxy,
+    cluster: Any,
+    fault_seed: int,
+    request: pytest.FixtureRequest,
+) -> None:
+    rng = random.Random(fault_seed)
+    archive = f"s3://{s3_server.bucket()}/archive"
+    words = ["encode", str(work / "catalog.parquet"), archive, "--codec", str(work / "codec"), "--json"]
+
+    def start() -> Any:
+        return command(cluster.address, *words, shard_tiles=SHARD, commit_seconds=COMMIT_S)
+
+    drivers = [start()]
+    request.addfinalizer(lambda: end(drivers))
+    wait_for_packs(archive, drivers[-1], 1)
+    faults = ["worker", "node", "store", "driver"]
+    rng.shuffle(faults)
+    for fault in faults:
+        time.sleep(rng.uniform(0, 1))
+        if fault == "worker":
+            for worker in rng.sample(found := workers("_Encode") or workers("ray::"), min(1, len(found))):
+                with suppress(psutil.NoSuchProcess):  # it may just have ended
+                    worker.kill()
+        elif fault == "node":
+            cluster.add_node(num_cpus=1)
+            cluster.remove_node(rng.choice(cluster.list_all_nodes()[1:]), allow_graceful=False)
+        elif fault == "store":
+            proxy.share = 1.0
+            time.sleep(rng.uniform(0.5, 2))
+            proxy.share = 0.0
+        else:
+            drivers[-1].kill()
+            drivers[-1].communicate(timeout=60)
+            only_recent_work_is_lost(archive)
+            drivers.append(start())
+    for _ in range(3):  # a run that lost too much says so, and that the same command goes on
+        out, problems = drivers[-1].communicate(timeout=600)
+        if drivers[-1].returncode == 0:
+            break
+        assert "run the same command again" in problems, problems
+        drivers.append(start())
+    assert drivers[-1].returncode == 0, problems
+    account = json.loads(out)
+    assert (account["missing"], account["failed"]) == (0, 0)
+    assert hashes(archive) == hashes(work / "whole")
+
+
+def end(drivers: list[Any]) -> None:
+    for driver in drivers:
+        driver.kill()
+        with driver:  # closes its pipes and waits
+            pass
+
+
+def wait_for_packs(archive: str, driver: Any, count: int) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, driver.communicate()
+        if len(Store(archive).names("packs")) >= count:
+            return
+        time.sleep(0.2)
+    raise AssertionError("no pack")
+
+
+def only_recent_work_is_lost(archive: str) -> None:
+    """What is not in the index was written after the last commit had begun, and within one commit interval."""
+    store = Store(archive)
+    commits = [entry.modified for entry in store.entries("index/_delta_log") if entry.name.endswith(".json")]
+    used = {payload["pack"] for payload in open_archive(archive).rows(["payload"])["payload"].to_pylist() if payload}
+    lost = [entry.modified for entry in store.entries("packs") if entry.name not in used]
+    if lost:
+        assert min(lost) > max(commits) - timedelta(seconds=SLACK_S)
+        assert max(lost) - min(lost) < timedelta(seconds=COMMIT_S + LONGEST_S)

@@ -1,0 +1,100 @@
+"""MMEarth's HDF5 files as tiles; files that refer to others are refused."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from rasterio.warp import transform
+
+from nec_ray.errors import BadSource, InputError
+from nec_ray.tiles import build_catalog, read_tiles
+from nec_ray.tiles.mmearth import SENTINEL2_BANDS
+
+COUNT, SIDE = 6, 64
+
+
+def made(folder: Path) -> Path:
+    """A file as `convert_to_h5.py` writes it, as far as Sentinel-2 goes."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(1, 9000, (COUNT, 13, SIDE, SIDE), dtype=np.uint16)
+    images[4] = 0
+    kind = np.dtype([("tile_id", "S100"), ("S2_type", "S10")])
+    metadata = np.array([(f"t{i}", ["l1c", "l2a"][i % 2]) for i in range(COUNT)], kind)
+    path = folder / "data_100k_v001.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("sentinel2", data=images, chunks=(1, 13, SIDE, SIDE), compression="gzip")
+        file.create_dataset("metadata", data=metadata)
+    info = {
+        f"t{i}": {"S2_DATE": f"2019-0{i + 1}-17", "CRS": "EPSG:32735", "lat": -12.5, "lon": 27.1 + i, "biome": i}
+        for i in range(COUNT - 1)
+    }
+    (folder / "data_100k_v001_tile_info.json").write_text(json.dumps(info))
+    (folder / "data_100k_v001_splits.json").write_text(json.dumps({"train": [0, 2, 3], "val": [1], "test": []}))
+    return path
+
+
+def test_samples_become_tiles_with_place_time_type_and_split(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    tiles = build_catalog(path).table
+    assert tiles["tile_id"].to_pylist() == [f"data_100k_v001/t{i}" for i in range(COUNT)]
+    assert tiles["s2_type"].to_pylist() == ["l1c", "l2a"] * 3
+    assert tiles["split"].to_pylist() == ["train", "val", "train", "train", None, None]
+    assert tiles["acquired_at"][2].as_py() == datetime(2019, 3, 17, tzinfo=UTC)
+    box = tiles["bbox"][3].as_py()
+    assert box["xmin"] < 30.1 < box["xmax"]
+    [west, east], [north, south] = transform(
+        "EPSG:4326", "EPSG:32735", [box["xmin"], box["xmax"]], [box["ymax"], box["ymin"]]
+    )
+    assert (east - west, north - south) == (pytest.approx(640, rel=0.06), pytest.approx(640, rel=0.06))
+    assert tiles["bbox"][COUNT - 1].as_py() is None, "of a sample that tile_info.json does not name"
+    batch = read_tiles(tiles, bands=["B8A", "B8", "B12"], size=SIDE, fill=[0, 0, 0])
+    assert batch.status == ["valid"] * 4 + ["nodata", "valid"]
+    with h5py.File(path) as file:  # B8A stands before B8
+        expected = file["sentinel2"][[0, 1, 2, 3, 5]][:, [7, 8, 12]]
+    assert np.array_equal(batch.pixels, expected)
+    assert len(set(SENTINEL2_BANDS)) == 13
+
+
+def test_what_the_file_says_itself_is_not_given(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its tile size, no-data value, sensor itself"):
+        build_catalog(made(tmp_path), tile_size=64, nodata=0, sensor="x")
+
+
+def test_a_file_that_refers_to_others_or_is_none_is_refused(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    tiles = build_catalog(path).table
+    secret = tmp_path / "secret.h5"
+    path.rename(secret)
+
+    def refused(message: str) -> None:
+        with pytest.raises(BadSource, match=message):
+            build_catalog(path)
+        assert read_tiles(tiles, bands=["B1"], size=8, fill=[0]).status == ["failed"] * COUNT
+
+    with h5py.File(path, "w") as file:
+        file["sentinel2"] = h5py.ExternalLink(str(secret), "sentinel2")
+    refused("no data set sentinel2 of its own")
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout((COUNT, 13, SIDE, SIDE), np.uint16)
+        layout[:] = h5py.VirtualSource(str(secret), "sentinel2", (COUNT, 13, SIDE, SIDE))
+        file.create_virtual_dataset("sentinel2", layout)
+    refused("lies in other files")
+    with h5py.File(path, "w") as file:
+        shape = (COUNT, 13, SIDE, SIDE)
+        file.create_dataset("sentinel2", shape, np.uint16, external=[(str(secret), 0, 2 * COUNT * 13 * SIDE * SIDE)])
+    refused("lies in other files")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("sentinel2", (COUNT, 13, SIDE, SIDE), np.uint16, compression="lzf")
+    refused("another filter than gzip")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("sentinel2", (COUNT, 12, SIDE, SIDE), np.uint16)
+    with pytest.raises(BadSource, match="no data set metadata"):
+        build_catalog(path)
+    path.write_bytes(secret.read_bytes()[:3000])
+    refused("cannot be read as HDF5")
+    (tmp_path / "data_100k_v001_splits.json").unlink()
+    with pytest.raises(BadSource, match=r"splits\.json: is not there"):
+        build_catalog(path)
