@@ -153,7 +153,9 @@ class Store:
         return [
             Entry(path[start:], int(info["size"]), _time(info, path))
             for path, info in sorted(found.items())
-            if not PurePosixPath(path).name.startswith(".")  # what a killed local writer left
+            # What a killed local writer left, and the folder itself: s3fs names it where nothing was below it in one
+            # request and something in the next.
+            if not PurePosixPath(path).name.startswith(".") and info.get("type") != "directory"
         ]
 
     def etag(self, name: str) -> str:

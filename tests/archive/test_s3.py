@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -296,6 +297,24 @@ def try_to_pull(url: str, **environment: str | None) -> str:
     )
     assert done.stderr == ""
     return done.stdout.strip()
+
+
+def test_a_first_object_that_appears_while_its_folder_is_listed_harms_nothing(
+    s3_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(f"s3://{s3_server.bucket()}/archive")
+    listing = s3fs.S3FileSystem._lsdir
+
+    async def then_write(self: s3fs.S3FileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        found = await listing(self, path, *args, **kwargs)
+        assert not found
+        await self._pipe_file(f"{path}/first", b"x")
+        return found
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", then_write)
+    assert store.names("packs") == []
+    assert store.names("packs") == ["packs/first"]
 
 
 def test_wrong_credentials_buckets_and_addresses_are_named(made: Made) -> None:

@@ -19,7 +19,7 @@ from nec_ray.runtime.encode import encode
 from nec_ray.storage import Store
 from nec_ray.tiles import build_catalog, builtin_scene, write_catalog
 from tests.faults import FaultyProxy
-from tests.runtime.cluster import command, nodes, workers
+from tests.runtime.cluster import Cluster, command, nodes
 from tests.runtime.make import random_codec
 from tests.runtime.test_encode import hashes
 from tests.s3 import Server
@@ -52,7 +52,7 @@ def proxy(s3_server: Server) -> Iterator[FaultyProxy]:
 
 
 @pytest.fixture(scope="module")
-def cluster(proxy: FaultyProxy) -> Iterator[Any]:
+def cluster(proxy: FaultyProxy) -> Iterator[Cluster]:
     with nodes(2) as cluster:
         yield cluster
 
@@ -63,7 +63,7 @@ def test_whatever_fails_at_random_moments_the_archive_is_that_of_an_undisturbed_
     work: Path,
     s3_server: Server,
     proxy: FaultyProxy,
-    cluster: Any,
+    cluster: Cluster,
     fault_seed: int,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -82,12 +82,12 @@ def test_whatever_fails_at_random_moments_the_archive_is_that_of_an_undisturbed_
     for fault in faults:
         time.sleep(rng.uniform(0, 1))
         if fault == "worker":
-            for worker in rng.sample(found := workers("_Encode") or workers("ray::"), min(1, len(found))):
+            for worker in rng.sample(found := cluster.workers(), min(1, len(found))):
                 with suppress(psutil.NoSuchProcess):  # it may just have ended
                     worker.kill()
         elif fault == "node":
-            cluster.add_node(num_cpus=1)
-            cluster.remove_node(rng.choice(cluster.list_all_nodes()[1:]), allow_graceful=False)
+            cluster.add_node()
+            cluster.lose_node(rng.randrange(cluster.size))
         elif fault == "store":
             proxy.share = 1.0
             time.sleep(rng.uniform(0.5, 2))
