@@ -1,8 +1,8 @@
-"""Builds tile catalogs from what providers have: GeoTIFFs, images, folders of them, Zarr v3, MMEarth's HDF5."""
+"""Builds tile catalogs from what providers have: GeoTIFFs, images, folders of them, Zarr v3, MMEarth, GEO-Bench."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,7 +14,7 @@ from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadSource, InputError, NotFound
 from nec_ray.storage import Store, normalise_url
 from nec_ray.tiles.catalog import Catalog, CatalogMetadata
-from nec_ray.tiles.rows import is_hdf5, is_stack, unreadable_row
+from nec_ray.tiles.rows import is_geobench, is_hdf5, is_stack, unreadable_row
 
 _TIFFS = (".tif", ".tiff")
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -43,7 +43,7 @@ def build_catalog(
     each. A folder of JPEG or PNG images gives one tile an image, or such windows of each where `tile_size` is
     given; its folder's name is the label. A Zarr v3 array of rows and columns, with bands and times, gives windows of
     every time, as does a group whose arrays are one band each. A file of MMEarth's gives one tile a sample, with its
-    Sentinel-2 bands.
+    Sentinel-2 bands, and a folder of GEO-Bench's one a sample, see `geobench_rows`.
 
     Args:
         source: a file or folder, as path or URL.
@@ -71,6 +71,11 @@ def build_catalog(
     how = _How(tile_size, bands, nodata, sensor, acquired_at)
     if is_stack(url):
         return Catalog(_stack(url, how), metadata)
+    if not _kind(url.rpartition("/")[2]) and is_geobench(url):
+        how.check_unsaid(f"{url}: GEO-Bench's data set")
+        from nec_ray.tiles.geobench_rows import EXTRA_COLUMNS, geobench_rows
+
+        return Catalog(_table(geobench_rows(url, progress), EXTRA_COLUMNS), metadata)
     store, names = _files(url)
     stems = Counter(name.rpartition(".")[0] for name in names)
     rows: list[dict[str, Any]] = []
@@ -92,9 +97,10 @@ def build_catalog(
     return Catalog(_table(rows), metadata)
 
 
-def _table(rows: Iterable[dict[str, Any]], extra: Sequence[str] = ()) -> pa.Table:
-    """The rows as a catalog's columns, and some of texts; a part at a time, since there may be millions."""
-    schema = pa.schema([*arrow_schema("catalog.json"), *((name, pa.string()) for name in extra)])
+def _table(rows: Iterable[dict[str, Any]], extra: Sequence[str] | Mapping[str, pa.DataType] = ()) -> pa.Table:
+    """The rows as a catalog's columns, and more, texts where no types are given; a part at a time of many rows."""
+    more = extra.items() if isinstance(extra, Mapping) else ((name, pa.string()) for name in extra)
+    schema = pa.schema([*arrow_schema("catalog.json"), *more])
     rows = iter(rows)
     parts = [schema.empty_table()]
     while part := list(islice(rows, _PART)):
@@ -107,10 +113,7 @@ def _stack(url: str, how: "_How") -> pa.Table:
     if is_hdf5(url):
         from nec_ray.tiles.mmearth import mmearth_rows
 
-        given: dict[str, Any] = {"tile size": how.tile_size, "bands": how.bands, "no-data value": how.nodata}
-        given |= {"sensor": how.sensor, "time": how.acquired_at}
-        if said := [name for name, value in given.items() if value is not None]:
-            raise InputError(f"{url}: MMEarth's file says its {', '.join(said)} itself; leave that out")
+        how.check_unsaid(f"{url}: MMEarth's file")
         folder, _, name = url.rpartition("/")
         return _table(mmearth_rows(Store(folder or "/"), name), ("s2_type", "split", "biome"))
     from nec_ray.tiles.zarr_rows import zarr_windows
@@ -154,6 +157,13 @@ class _How:
     nodata: float | None
     sensor: str | None
     acquired_at: datetime | None
+
+    def check_unsaid(self, whose: str) -> None:
+        """Refuse what a source says itself."""
+        given: dict[str, Any] = {"tile size": self.tile_size, "bands": self.bands, "no-data value": self.nodata}
+        given |= {"sensor": self.sensor, "time": self.acquired_at}
+        if said := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{whose} says its {', '.join(said)} itself; leave that out")
 
     def of_windows(self) -> dict[str, Any]:
         """Arguments of the functions that cut sources into windows."""

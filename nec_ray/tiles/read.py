@@ -14,7 +14,7 @@ import pyarrow as pa
 from nec_ray.errors import NecError
 from nec_ray.storage import Store
 from nec_ray.tiles.resize import resize
-from nec_ray.tiles.rows import is_hdf5, is_stack, is_zarr, stack_number, window_of
+from nec_ray.tiles.rows import is_hdf5, is_sample, is_stack, is_zarr, stack_number, window_of
 
 Pixels = npt.NDArray[Any]
 
@@ -109,6 +109,11 @@ def _opened(source: str, bands: Sequence[str]) -> Iterator[_Read]:
 
         with image(source, bands) as window:
             yield lambda row: window(stack_number(row["source"]), *_window(row))
+    elif is_sample(source, bands):
+        from nec_ray.tiles.geobench_rows import sample_window
+
+        with sample_window(Store(folder or "/"), name, bands) as window:
+            yield lambda row: window(*_window(row))
     elif is_hdf5(source):
         from nec_ray.tiles.mmearth import sentinel2
 

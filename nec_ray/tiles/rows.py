@@ -5,16 +5,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from nec_ray.storage import Store
+from nec_ray.tiles.modalities import SENTINEL2_BANDS
 
 _USUAL = ("red", "green", "blue")
 _WINDOW = re.compile(r"(.+)/y(\d{5,})_x(\d{5,})", re.DOTALL | re.ASCII)
 
 _HDF5 = (".h5", ".hdf5")
+TASK_SPECS = "task_specs.pkl"
+"""What a folder of GEO-Bench's is known by."""
+SAMPLE = ".hdf5"
+"""How its samples' names end."""
 
 
 def is_hdf5(source: str) -> bool:
     """Whether a source is, or lies in, an HDF5 file."""
     return source.partition("#")[0].lower().endswith(_HDF5)
+
+
+def is_sample(source: str, bands: Sequence[str]) -> bool:
+    """Whether a source is one sample of GEO-Bench: an HDF5 file of other bands than MMEarth's, or in another order."""
+    return source.lower().endswith(SAMPLE) and tuple(bands) != SENTINEL2_BANDS
+
+
+def is_geobench(url: str) -> bool:
+    """Whether a folder is a data set of GEO-Bench."""
+    store = Store(url)
+    return store.lists and store.exists(TASK_SPECS)
 
 
 def is_zarr(source: str) -> bool:
