@@ -102,7 +102,7 @@ def tiles_build(
         str,
         typer.Argument(
             help="GeoTIFF/COG, a folder of them, a folder of images (class folders give labels), a Zarr v3 array or "
-            "group (in a .zarr), or an MMEarth .h5 file."
+            "group (in a .zarr), an MMEarth .h5 file, or the folder of a GEO-Bench data set."
         ),
     ],
     out: Annotated[str, typer.Option(help="The catalog, a Parquet file: a path or URL.")],

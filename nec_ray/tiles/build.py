@@ -130,7 +130,9 @@ def _files(url: str) -> tuple[Store, list[str]]:
     inside = outside.names(base)
     if inside == [base]:
         if not _kind(base):
-            raise BadSource(f"{url}: no GeoTIFF, JPEG, PNG, MMEarth .h5 or .zarr; give one, or a folder of images")
+            raise BadSource(
+                f"{url}: no GeoTIFF, JPEG, PNG, MMEarth .h5 or .zarr; give one, or a folder of images or of GEO-Bench's"
+            )
         return outside, inside
     names = [name.removeprefix(f"{base}/") for name in inside]
     names = [name for name in names if _kind(name)]

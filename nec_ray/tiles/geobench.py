@@ -1,34 +1,24 @@
 """Reads GEO-Bench's data sets (Lacoste et al. 2023; version 1.0 as its `dataset.py` and `task.py` write it).
 
-A data set is a folder: `task_specs.pkl`, `band_stats.json`, `*_partition.json`, and one HDF5 file a sample, with a data
-set for each band and one named `label` where the label is a mask. Its pickles are read as plain data by `pickled`.
-
-Sentinel-2 bands have MMEarth's names here (B1 to B12), so that whatever reads bands by name takes the right ones; other
-bands keep GEO-Bench's. Three data sets need more:
-- So2Sat has reflectances from 0 to 1 and 10 bands: they are multiplied by 10,000, as all others are, and B1 and B9 are
-  copies of B2 and B8A (MMEarth, supplement B; `geobenchdataset.py` of MMEarth-train).
-- EuroSAT's last five bands and most of Brick Kiln's have other names in GEO-Bench than they are (its issues 28 and 29).
-  They are known by the folder's name, and get the right ones.
+A data set is a folder: `task_specs.pkl`, `band_stats.json`, `*_partition.json`, and one HDF5 file a sample, see
+`geobench_sample`. Its pickles are read as plain data by `pickled`.
 """
 
-import ast
 import functools
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from nec_ray.errors import BadSource, InputError
 from nec_ray.storage import Store, normalise_url, read_url
-from nec_ray.tiles import hdf5
+from nec_ray.tiles.geobench_sample import FILE_NAMES, FILLED, OF_SO2SAT, SampleFile, file_names, misnamed, open_sample
 from nec_ray.tiles.modalities import S2_TYPES, SENTINEL2_BANDS
-from nec_ray.tiles.pickled import Name, Record, parse
+from nec_ray.tiles.pickled import Record, parse
 from nec_ray.tiles.rows import SAMPLE, TASK_SPECS
 
 SPLITS = ("train", "valid", "test")
@@ -36,58 +26,14 @@ Task = Literal["classification", "multi-label", "segmentation"]
 StatisticsOf = Literal["data set", "l1c", "l2a"]
 Label = int | npt.NDArray[np.bool_] | npt.NDArray[np.uint8]
 
-_FILE_NAME = {
-    "B1": "01 - Coastal aerosol",
-    "B2": "02 - Blue",
-    "B3": "03 - Green",
-    "B4": "04 - Red",
-    "B5": "05 - Vegetation Red Edge",
-    "B6": "06 - Vegetation Red Edge",
-    "B7": "07 - Vegetation Red Edge",
-    "B8": "08 - NIR",
-    "B8A": "08A - Vegetation Red Edge",
-    "B9": "09 - Water vapour",
-    "B10": "10 - SWIR - Cirrus",
-    "B11": "11 - SWIR",
-    "B12": "12 - SWIR",
-}
-_EUROSAT = {
-    "B8A": "12 - SWIR",
-    "B9": "08A - Vegetation Red Edge",
-    "B10": "09 - Water vapour",
-    "B11": "10 - SWIR - Cirrus",
-    "B12": "11 - SWIR",
-}
-_BRICK_KILN = {
-    "B7": "06 - Vegetation Red Edge",
-    "B8A": "07 - Vegetation Red Edge",
-    "B8": "08 - NIR",
-    "B11": "08A - Vegetation Red Edge",
-    "B12": "09 - Water vapour",
-    "TCI_R": "10 - SWIR - Cirrus",
-    "TCI_G": "11 - SWIR",
-    "TCI_B": "12 - SWIR",
-}
-_MISNAMED = {"eurosat": _EUROSAT, "brick-kiln": _BRICK_KILN}
-_FILLED = {"B1": "B2", "B9": "B8A"}
-"""In So2Sat: the band of the closest wavelength stands for each that it lacks."""
-_OF_SO2SAT = "01 - VH.Real"
-"""The first of its Sentinel-1 bands; no other data set of GEO-Bench has any."""
-_SO2SAT_SCALE = 10_000
 _TASKS: dict[str, Task] = {
     "Classification": "classification",
     "MultiLabelClassification": "multi-label",
     "SegmentationClasses": "segmentation",
     "SemanticSegmentation": "segmentation",
 }
-_LABEL = "label"
 _PARTITION = "_partition.json"
 _MOST_CLASSES = 255
-_MOST_TEXT = 1 << 22
-_BYTES = re.compile(
-    r"""b(?:'(?:[ -&(-\[\]-~]|\\[ntr\\']|\\x[0-9a-f]{2})*'|"(?:[ !#-\[\]-~]|\\[ntr\\"]|\\x[0-9a-f]{2})*")"""
-)
-"""What Python writes for bytes."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +60,6 @@ class Sample:
     """A class number; bool (classes,), whether each class is there; or uint8 (rows, columns) class numbers."""
 
 
-def file_names(folder: str) -> dict[str, str]:
-    """GEO-Bench's name of each Sentinel-2 band, for the data set whose folder has this name."""
-    misnamed = _MISNAMED.get(_known(folder) or "", {})
-    right = {band: name for band, name in _FILE_NAME.items() if name not in misnamed.values()}
-    return right | misnamed
-
-
-def _known(name: str) -> str | None:
-    """Which of `_MISNAMED` a data set is, such as m-eurosat."""
-    plain = name.lower().replace("_", "-").removeprefix("m-")
-    return next((known for known in _MISNAMED if plain.startswith(known)), None)
-
-
 class GeobenchDataset:
     """One data set of GEO-Bench.
 
@@ -146,11 +79,11 @@ class GeobenchDataset:
         self.name = self.store.url.rpartition("/")[2]
         """Of the folder."""
         said = str(specs.get("dataset_name"))
-        if _known(said) not in (None, _known(self.name)):
+        if misnamed(said) not in (None, misnamed(self.name)):
             raise BadSource(
-                f"{where}: is of {said[:40]}, some of whose bands are renamed; name its folder m-{_known(said)}"
+                f"{where}: is of {said[:40]}, some of whose bands are renamed; name its folder m-{misnamed(said)}"
             )
-        self.file_names = dict(_FILE_NAME) if as_published else file_names(self.name)
+        self.file_names = dict(FILE_NAMES) if as_published else file_names(self.name)
         """GEO-Bench's name of each Sentinel-2 band."""
         kind = specs.get("label_type")
         self.task: Task
@@ -250,7 +183,7 @@ class GeobenchDataset:
                 raise InputError(f"statistics of {of!r}: give 'data set', or l1c or l2a and MMEarth's band statistics")
             where = normalise_url(pretraining)
             found = _object(_decoded(read_url(where), where), where).get(f"sentinel2_{of}")
-            lists = [found.get(what) for what in ("mean", "std")] if isinstance(found, dict) else []
+            lists: list[Any] = [found.get(what) for what in ("mean", "std")] if isinstance(found, dict) else []
             if [len(one) for one in lists if isinstance(one, list)] != [len(SENTINEL2_BANDS)] * 2:
                 raise BadSource(f"{where}: has no mean and std of the {len(SENTINEL2_BANDS)} bands of sentinel2_{of}")
             if missing := [band for band in bands if band not in SENTINEL2_BANDS]:
@@ -274,53 +207,31 @@ class GeobenchDataset:
         """
         bands = self.bands if bands is None else bands
         self._check_bands(bands)
-        where = self._where(name + SAMPLE)
-        with hdf5.opened(self.store, name + SAMPLE) as file:
-            attributes = sample_attributes(file, where)
-            self.check_names(file, attributes, where)
-            return Sample(name, read_bands(file, bands, self.file_names, where), self.label_of(file, attributes, where))
+        with open_sample(self.store, name + SAMPLE, self.file_names) as file:
+            file.check_names()
+            return Sample(name, file.pixels(bands), self.label_of(file))
 
-    def label_of(self, file: Any, attributes: dict[str, Any], where: str) -> Label:
+    def label_of(self, file: SampleFile) -> Label:
         """The label of an open sample."""
+        count = len(self.classes)
         if self.task == "segmentation":
-            mask = _read(_band(file, _LABEL, where), _LABEL, where)
-            if mask.dtype.kind not in "iu" or not 0 <= mask.min() <= mask.max() < len(self.classes):
-                raise BadSource(f"{where}: its mask holds other numbers than those of {len(self.classes)} classes")
+            mask = file.mask()
+            if not 0 <= mask.min() <= mask.max() < count:
+                raise BadSource(f"{file.where}: its mask holds other numbers than those of {count} classes")
             return mask.astype(np.uint8)
-        value = attributes.get(_LABEL)
+        numbers = file.label_numbers(count)
         if self.task == "multi-label":
-            flags = _integers(value, where)
-            if flags.shape != (len(self.classes),) or not np.isin(flags, (0, 1)).all():
-                raise BadSource(f"{where}: its label is no 0 or 1 for each of {len(self.classes)} classes")
-            return flags.astype(bool)
-        numbers = _integers(value, where)
-        if numbers.size != 1 or not 0 <= numbers.flat[0] < len(self.classes):
-            raise BadSource(f"{where}: its label is no number of one of {len(self.classes)} classes")
+            if numbers.shape != (count,) or not np.isin(numbers, (0, 1)).all():
+                raise BadSource(f"{file.where}: its label is no 0 or 1 for each of {count} classes")
+            return numbers.astype(bool)
+        if numbers.size != 1 or not 0 <= numbers.flat[0] < count:
+            raise BadSource(f"{file.where}: its label is no number of one of {count} classes")
         return int(numbers.flat[0])
-
-    def check_names(self, file: Any, attributes: dict[str, Any], where: str) -> None:
-        """Check that each band's data set is named as its description says: none is taken for another."""
-        for name in file:
-            about = attributes.get(name)
-            info = about.get("band_info") if isinstance(about, dict) else None
-            said = info.state.get("name") if isinstance(info, Record) and isinstance(info.state, dict) else None
-            if not isinstance(said, str) or _without_date(name) != said:
-                raise BadSource(f"{where}: its data set {name[:60]!r} is described as {str(said)[:60]!r}")
-
-    def size_of(self, file: Any, where: str) -> tuple[int, int, str]:
-        """Height, width and numpy type of what `read_bands` gives of an open sample, without reading its pixels."""
-        found = [_band(file, name, where) for name in _files_of(file, self.bands, self.file_names, where)]
-        height, width = _one_size(found, where)
-        kinds = [
-            np.dtype(np.float32) if _is_scaled(file, band) else one.dtype
-            for band, one in zip(self.bands, found, strict=True)
-        ]
-        return height, width, np.result_type(*kinds).newbyteorder("=").name
 
     def _source_of(self, band: str) -> str:
         """The band itself, or the one that stands for it."""
-        own = _OF_SO2SAT in self.bands and band in _FILLED
-        return _FILLED[band] if own else band
+        own = OF_SO2SAT in self.bands and band in FILLED
+        return FILLED[band] if own else band
 
     def _check_bands(self, bands: Sequence[str]) -> None:
         if missing := [band for band in bands if band not in self.bands]:
@@ -336,99 +247,10 @@ class GeobenchDataset:
         return f"{self.store.url}/{name}"
 
 
-def sample_attributes(file: Any, where: str) -> dict[str, Any]:
-    """What an open sample says of its bands, its label and their order.
-
-    Raises:
-        BadSource: it says nothing, or its pickle is none of plain data.
-    """
-    try:
-        found = file.attrs.get_id("pickle")
-        is_text = found.shape == () and h5py.check_string_dtype(found.dtype) is not None
-        text = file.attrs["pickle"] if is_text else None
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-        raise BadSource(f"{where}: no sample of GEO-Bench, it has no attribute pickle") from None
-    if not isinstance(text, str) or len(text) > _MOST_TEXT or not _BYTES.fullmatch(text):
-        raise BadSource(f"{where}: its attribute pickle is no text of bytes")
-    attributes = parse(ast.literal_eval(text), where)
-    if not isinstance(attributes, dict):
-        raise BadSource(f"{where}: its attribute pickle is no dict")
-    return attributes
-
-
-def read_bands(file: Any, bands: Sequence[str], file_names: Mapping[str, str], where: str) -> npt.NDArray[Any]:
-    """Pixels (bands, rows, columns) of an open sample, found by the names of its data sets.
-
-    Raises:
-        BadSource: a band is missing, there for several times, of another size, or no image.
-    """
-    found = [_band(file, name, where) for name in _files_of(file, bands, file_names, where)]
-    _one_size(found, where)
-    planes = []
-    for band, one in zip(bands, found, strict=True):
-        plane = _read(one, band, where)
-        planes.append(plane.astype(np.float32) * np.float32(_SO2SAT_SCALE) if _is_scaled(file, band) else plane)
-    return np.stack(planes)
-
-
-def _files_of(file: Any, bands: Iterable[str], file_names: Mapping[str, str], where: str) -> list[str]:
-    """The name of the data set of each band."""
-
-    def find(band: str) -> list[str]:
-        return [name for name in names if _without_date(name) == file_names.get(band, band)]
-
-    names = list(file)
-    result = []
-    for band in bands:
-        found = find(band)
-        if not found and _OF_SO2SAT in names:
-            found = find(_FILLED.get(band, band))
-        if len(found) != 1:
-            said = f"{len(found)} data sets, of several times," if found else "no data set"
-            raise BadSource(f"{where}: has {said} for the band {band}")
-        result += found
-    return result
-
-
-def _is_scaled(file: Any, band: str) -> bool:
-    return band in _FILE_NAME and _OF_SO2SAT in file
-
-
-def _one_size(found: Sequence[Any], where: str) -> tuple[int, int]:
-    sizes = sorted({one.shape for one in found})
-    if len(sizes) > 1:
-        raise BadSource(f"{where}: its bands are of several sizes, such as {sizes[0]} and {sizes[-1]}")
-    height, width = sizes[0]
-    return int(height), int(width)
-
-
 def _link(text: str) -> str | None:
     """The file's name that a link says which was copied as a text: the published `default_partition.json` is one."""
     target = text.strip().rpartition("/")[2]
     return target if target.endswith(_PARTITION) and _is_name(target) else None
-
-
-def _without_date(name: str) -> str:
-    """A data set's name is its band's, with the date behind it where that is known."""
-    return re.sub(r"_\d{4}-\d\d-\d\d$", "", name)
-
-
-def _band(file: Any, name: str, where: str) -> Any:
-    """A data set of the file's root, of plain numbers (rows, columns)."""
-    own = "/" not in name and isinstance(file.get(name, getlink=True), h5py.HardLink)
-    if not own or not isinstance(file.get(name), h5py.Dataset):
-        raise BadSource(f"{where}: has no data set {name[:60]!r} of its own")
-    found = hdf5.dataset(file, name, where)
-    if found.ndim != 2 or found.dtype.kind not in "iuf" or 0 in found.shape:
-        raise BadSource(f"{where}: its data set {name} is {found.dtype} {found.shape}, no image of one band")
-    if found.size * found.dtype.itemsize > hdf5.MOST_BYTES:
-        raise BadSource(f"{where}: its data set {name} is of {found.shape} pixels, too many for a sample")
-    return found
-
-
-def _read(found: Any, name: str, where: str) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = np.asarray(hdf5.whole(found, name, where))
-    return values
 
 
 def _fields(value: Any, name: str, where: str) -> dict[str, Any]:
@@ -463,41 +285,11 @@ def _bands(infos: Any, file_names: Mapping[str, str], where: str) -> tuple[str, 
         names.append(own.get(name, name) if info.name.name == "Sentinel2" else name)
     if not names or len(set(names)) != len(names):
         raise BadSource(f"{where}: the bands of the task are none, or two have the same name")
-    if _OF_SO2SAT in names:
-        for band, source in _FILLED.items():
+    if OF_SO2SAT in names:
+        for band, source in FILLED.items():
             if band not in names and source in names:
                 names.insert(names.index(source) + (band == "B9"), band)
     return tuple(names)
-
-
-def _integers(value: Any, where: str) -> npt.NDArray[np.int64]:
-    """Whole numbers: plain ones, a list of them, or what numpy pickles of its scalars and vectors."""
-    if isinstance(value, int):
-        return np.array(value, np.int64)
-    if isinstance(value, list | tuple) and all(isinstance(one, int) for one in value) and len(value) <= _MOST_CLASSES:
-        return np.array(value, np.int64)
-    raw, dtype, shape = _numpy(value)
-    if dtype is None or len(raw) > _MOST_CLASSES * 8 or len(raw) != dtype.itemsize * int(np.prod(shape)):
-        raise BadSource(f"{where}: its label is no whole number and no list of them")
-    return np.frombuffer(raw, dtype).reshape(shape).astype(np.int64)
-
-
-def _numpy(value: Any) -> tuple[bytes, np.dtype[Any] | None, tuple[int, ...]]:
-    """Bytes, type and shape of a pickled scalar or vector of whole numbers; no type for anything else."""
-    nothing = b"", None, ()
-    match value:
-        case Record(name=Name(name="scalar"), args=(Record() as kind, bytes(raw)), state=None):
-            shape: tuple[int, ...] = ()
-        case Record(name=Name(name="_reconstruct"), state=(int(), (int(length),), Record() as kind, False, bytes(raw))):
-            shape = (length,)
-        case _:
-            return nothing
-    match kind:
-        case Record(name=Name("numpy", "dtype"), args=(str(code), *_), state=state):
-            order = state[1] if isinstance(state, tuple) and len(state) > 1 else "|"
-            if re.fullmatch(r"[iu][1248]|b1", code) and order in ("<", "|"):
-                return raw, np.dtype(code).newbyteorder("<"), shape
-    return nothing
 
 
 def _object(text: str, where: str) -> dict[str, Any]:

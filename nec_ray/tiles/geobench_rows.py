@@ -14,8 +14,8 @@ from rasterio.transform import Affine
 
 from nec_ray.errors import BadSource, NecError
 from nec_ray.storage import Store
-from nec_ray.tiles import hdf5
-from nec_ray.tiles.geobench import SPLITS, GeobenchDataset, Label, file_names, read_bands, sample_attributes
+from nec_ray.tiles.geobench import SPLITS, GeobenchDataset, Label
+from nec_ray.tiles.geobench_sample import file_names, open_sample
 from nec_ray.tiles.pickled import Name, Record
 from nec_ray.tiles.place import NOWHERE, place_of
 from nec_ray.tiles.rows import SAMPLE, unreadable_row
@@ -66,9 +66,8 @@ def sample_window(store: Store, name: str, bands: Sequence[str]) -> Iterator[Any
     Raises:
         BadSource: no sample of GEO-Bench, or it lacks a band.
     """
-    where = f"{store.url}/{name}"
-    with hdf5.opened(store, name) as file:
-        pixels = read_bands(file, bands, file_names(store.url.rpartition("/")[2]), where)
+    with open_sample(store, name, file_names(store.url.rpartition("/")[2])) as file:
+        pixels = file.pixels(bands)
 
     def window(rows: range, columns: range) -> npt.NDArray[Any]:
         height, width = pixels.shape[1:]
@@ -96,12 +95,11 @@ def _splits(dataset: GeobenchDataset) -> tuple[dict[str, str], dict[str, list[st
 
 def _row(dataset: GeobenchDataset, name: str) -> dict[str, Any]:
     store, where = dataset.store, f"{dataset.store.url}/{name}{SAMPLE}"
-    with hdf5.opened(store, name + SAMPLE) as file:
-        attributes = sample_attributes(file, where)
-        dataset.check_names(file, attributes, where)
-        height, width, dtype = dataset.size_of(file, where)
-        label = None if dataset.task == "segmentation" else dataset.label_of(file, attributes, where)
-    about = next((value for value in attributes.values() if isinstance(value, dict)), {})
+    with open_sample(store, name + SAMPLE, dataset.file_names) as file:
+        file.check_names()
+        height, width, dtype = file.size(dataset.bands)
+        label = None if dataset.task == "segmentation" else dataset.label_of(file)
+        about = next((value for value in file.attributes.values() if isinstance(value, dict)), {})
     return {
         "tile_id": name,
         "source": where,

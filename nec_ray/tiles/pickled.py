@@ -51,7 +51,7 @@ class Record:
 
 
 def parse(data: bytes, where: str) -> Any:
-    """What a pickle of protocol 2 to 5 holds.
+    """What a pickle of protocol 3 to 5 holds.
 
     Args:
         data: the pickle.
@@ -160,7 +160,11 @@ class _Machine:
 
 
 def _value(read: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(read(machine))
+    def step(machine: _Machine) -> None:
+        value = read(machine)  # which may put another stack in place
+        machine.stack.append(value)
+
+    return step
 
 
 def _long(machine: _Machine) -> int:
