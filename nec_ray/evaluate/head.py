@@ -18,6 +18,7 @@ from torch import nn
 from nec_ray.errors import CodecMismatch, InputError
 from nec_ray.evaluate.fitting import Floats, Front, Progress, align, choose_epochs, cosine, device, fit
 from nec_ray.evaluate.labels import Labels
+from nec_ray.evaluate.metrics import accuracy, confusion_counts
 from nec_ray.evaluate.pictures import confusion_matrix
 from nec_ray.models.dataset import EmbeddingSource
 from nec_ray.models.head_files import DecoderLayer, save_head
@@ -219,13 +220,12 @@ def predict_proba(head: ClassificationHead, embeddings: Floats) -> Floats:
 
 def score(truth: Targets, predicted: Targets, train_y: Targets, classes: int) -> Scores:
     """Scores of predictions int64 (tiles,) against the truth int64 (tiles,)."""
-    confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (truth, predicted), 1)
+    confusion = confusion_counts(truth, predicted, classes)
     tiles, right = confusion.sum(axis=1), confusion.diagonal()
     recall = [float(r / n) if n else None for r, n in zip(right, tiles, strict=True)]
     most_frequent = np.bincount(train_y, minlength=classes).argmax()
     return Scores(
-        accuracy=float(right.sum() / len(truth)),
+        accuracy=accuracy(confusion),
         balanced_accuracy=float(np.mean([r for r in recall if r is not None])),
         majority=float(np.mean(truth == most_frequent)),
         recall=recall,

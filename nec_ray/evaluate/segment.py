@@ -19,6 +19,7 @@ from nec_ray.errors import CodecMismatch, InputError
 from nec_ray.evaluate.fitting import Floats, Front, Progress, align, choose_epochs, device, fit, poly
 from nec_ray.evaluate.mask_pictures import mask_samples
 from nec_ray.evaluate.masks import Masks
+from nec_ray.evaluate.metrics import accuracy, class_iou, confusion_counts, mean_iou
 from nec_ray.evaluate.pictures import confusion_matrix
 from nec_ray.models.dataset import EmbeddingSource
 from nec_ray.models.head_files import DecoderLayer, save_head
@@ -264,17 +265,14 @@ def score_segmentation(truth: ClassMap, predicted: ClassMap, train_y: ClassMap, 
     confusion = np.zeros((classes, classes), np.int64)
     for mask, said in zip(truth, predicted, strict=True):  # tile by tile: int64 of all pixels would be eight masks
         counts = mask != IGNORED
-        pairs = mask[counts].astype(np.int64) * classes + said[counts]
-        confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    right = confusion.diagonal()
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
-    iou = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
+        if counts.any():
+            confusion += confusion_counts(mask[counts], said[counts], classes)
     most_frequent = np.bincount(train_y.ravel(), minlength=256)[:classes].argmax()
     return SegmentationScores(
-        accuracy=float(right.sum() / confusion.sum()),
-        mean_iou=float(np.mean([value for value in iou if value is not None])),
+        accuracy=accuracy(confusion),
+        mean_iou=mean_iou(confusion),
         majority=float(confusion[most_frequent].sum() / confusion.sum()),
-        iou=iou,
+        iou=class_iou(confusion),
         confusion=confusion.tolist(),
     )
 
