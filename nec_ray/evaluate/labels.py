@@ -21,6 +21,7 @@ from nec_ray.storage import normalise_url, read_url
 
 LABEL_ROWS = ("tile_id", "bbox", "geometry", "label")
 """Columns that `read_labels` needs of the archive's valid tiles."""
+_LEFT_OUT = ("val", "valid", "validation")
 
 _TEST_PERCENT = 20
 _PAIRS_A_STEP = 1 << 22  # point-tile pairs held in memory at a time
@@ -64,7 +65,7 @@ def read_labels(path: str | os.PathLike[str] | None, rows: pa.Table) -> Labels:
     A GeoJSON feature has a property `label`, and names its tiles by a property `tile_id`, else by its
     geometry: a Point labels the tiles whose footprint holds it, a Polygon those whose centre it holds. An
     optional column or property `split` is `train` or `test`; where it is not given, a hash of the tile id
-    keeps 20 % for the test. Records without a label are left out.
+    keeps 20 % for the test. Records without a label are left out, and those kept for validation.
 
     Args:
         path: path or URL of the file; the archive's own `label` column where it is None.
@@ -275,7 +276,9 @@ def _check_degrees(where: str, lon: npt.NDArray[np.float64], lat: npt.NDArray[np
 
 
 def _assemble(where: str, records: _Records, tile_ids: list[str]) -> Labels:
-    named = np.array([bool(label) for label in records.label], bool)
+    sides = [(split or "").strip().lower() for split in records.split]
+    pairs = zip(records.label, sides, strict=True)
+    named = np.array([bool(label) and side not in _LEFT_OUT for label, side in pairs], bool)
     record, tile = records.pairs
     keep = named[record]
     record, tile = record[keep], tile[keep]
@@ -285,7 +288,7 @@ def _assemble(where: str, records: _Records, tile_ids: list[str]) -> Labels:
             f"its tile ids look like {tile_ids[0] if tile_ids else 'nothing, it has none'}"
         )
     classes, target = np.unique([str(records.label[i]) for i in record], return_inverse=True)
-    side = np.array([_side(where, records.split[i]) for i in record], np.int64)
+    side = np.array([_side(where, sides[i]) for i in record], np.int64)
     label_of = _one_each(where, tile, target, tile_ids=tile_ids, names=classes.tolist(), remedy="label it once")
     side_of = _one_each(
         where, tile, side, tile_ids=tile_ids, names=["no split", "train", "test"], remedy="put it on one side"
@@ -302,13 +305,12 @@ def _assemble(where: str, records: _Records, tile_ids: list[str]) -> Labels:
     return labels
 
 
-def _side(where: str, split: str | None) -> int:
+def _side(where: str, split: str) -> int:
     """0 where none is given, 1 train, 2 test."""
     sides = {"": 0, "train": 1, "test": 2}
-    name = (split or "").strip().lower()
-    if name not in sides:
-        raise BadLabels(f"{where}: split {name[:40]!r}; only train and test are known, leave out the other records")
-    return sides[name]
+    if split not in sides:
+        raise BadLabels(f"{where}: split {split[:40]!r}; only train and test are known, leave out the other records")
+    return sides[split]
 
 
 def _one_each(

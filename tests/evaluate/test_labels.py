@@ -11,7 +11,9 @@ import shapely
 
 from nec_ray.errors import BadLabels, NotFound
 from nec_ray.evaluate.labels import LABEL_ROWS, Labels, hash_split, read_labels
+from nec_ray.tiles import build_catalog, write_catalog
 from tests.evaluate.sources import grid_rows
+from tests.tiles import geobench_files
 
 ROWS = grid_rows(10, 12, tilt=0.03).select(list(LABEL_ROWS))
 IDS = ROWS["tile_id"].to_pylist()
@@ -68,6 +70,18 @@ def test_a_catalog_labels_and_its_unlabelled_rows_are_left_out(tmp_path: Path) -
     assert as_dict(read_labels(tmp_path / "catalog.parquet", ROWS)) == {
         k: v for k, v in CLASS_OF.items() if k < "tile-05"
     }
+
+
+def test_a_catalog_of_geo_bench_labels_without_its_validation_tiles(tmp_path: Path) -> None:
+    truth = geobench_files.write_dataset(tmp_path / "m-made", "classification", samples=16, classes=2)
+    catalog = build_catalog(tmp_path / "m-made")
+    write_catalog(catalog, tmp_path / "catalog.parquet")
+    labels = read_labels(tmp_path / "catalog.parquet", catalog.table.select(list(LABEL_ROWS)))
+    splits = json.loads((tmp_path / "m-made" / "original_partition.json").read_text())
+    kept = sorted(splits["train"] + splits["test"])
+    assert as_dict(labels) == {f"m-made/{name}": f"class {truth[name]}, of 2" for name in kept}
+    assert labels.is_test.tolist() == [name in splits["test"] for name in kept]
+    assert labels.unmatched == 0
 
 
 def test_the_archives_own_labels() -> None:
@@ -182,7 +196,7 @@ def csv_of(pairs: dict[str, str]) -> str:
             "tile_id,label,split\ntile-00-00,a,train\ntile-00-01,b,test\n",
             "1 classes among the tiles to train on",
         ),
-        ("tile_id,label,split\ntile-00-00,a,val\n", "split 'val'; only train and test"),
+        ("tile_id,label,split\ntile-00-00,a,trial\n", "split 'trial'; only train and test"),
         ("tile_id,label,split\ntile-00-00,a,train\ntile-00-00,a,test\n", "both 'train' and 'test'"),
         ("tile,class\nx,y\n", "columns tile, class; tile_id and label"),
         ("lon,lat,label\neast,1,crop\n", "neither Parquet, GeoJSON nor CSV"),
