@@ -92,7 +92,7 @@ def test_iou_and_accuracy_by_sets_of_pixels(seed: int) -> None:
     rng = np.random.default_rng(seed)
     classes = int(rng.integers(1, 7))
     truth, predicted = rng.integers(0, rng.integers(1, classes + 1), (2, 3, 4, 5)).astype(
-        rng.choice([np.uint8, np.int64])
+        str(rng.choice(["uint8", "int64"]))
     )
     iou: list[float | None] = []
     for number in range(classes):
