@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -25,6 +26,7 @@ from nec_ray.runtime.shard import read_shard
 from nec_ray.tiles import Catalog, build_catalog, builtin_scene, read_catalog, write_catalog
 from tests.runtime.make import random_codec
 from tests.s3 import Server
+from tests.tiles import geobench_files
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,26 @@ def test_pulled_symbols_are_exactly_the_encoders(whole: str, catalog: Path, code
         assert np.array_equal(pull.symbols[[at[ids[row]] for row in batch.valid]], expected)
         seen += len(batch.valid)
     assert seen == len(pull)
+
+
+def test_a_data_set_of_geo_bench_is_encoded_by_the_names_of_its_bands(tmp_path: Path) -> None:
+    labels = geobench_files.write_dataset(tmp_path / "m-eurosat", "classification", samples=6, size=32)
+    damaged = tmp_path / "m-eurosat" / "id_0004.hdf5"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    write_catalog(build_catalog(tmp_path / "m-eurosat"), tmp_path / "catalog.parquet")
+    codec = random_codec(tmp_path / "codec", bands=("B4", "B8A", "B8"), mean=4500)
+    account = encode(tmp_path / "catalog.parquet", tmp_path / "archive", codec_url=tmp_path / "codec", local=True)
+    assert (account.valid, account.failed) == (5, 1)
+    pull = open_archive(tmp_path / "archive").pull()
+    for tile_id, symbols in zip(pull.tile_ids, pull.symbols, strict=True):
+        with h5py.File(tmp_path / f"{tile_id}.hdf5") as file:  # EuroSAT's B8A has B12's name in GEO-Bench
+            pixels = np.stack([file[name][...] for name in ("04 - Red", "12 - SWIR", "08 - NIR")]).astype(np.float32)
+        assert np.array_equal(symbols, np.rint(Embedder(codec).latents(pixels[None]) - codec.tables.median)[0])
+    rows = open_archive(tmp_path / "archive").rows(["tile_id", "label", "status", "reason"]).to_pylist()
+    for row in rows:
+        name = row["tile_id"].removeprefix("m-eurosat/")
+        assert row["label"] == (None if name == "id_0004" else f"class {labels[name]}, of 4")
+        assert (row["status"] == "failed") == (name == "id_0004") == ("cannot be read as HDF5" in (row["reason"] or ""))
 
 
 def test_the_account_adds_up(whole: str, catalog: Path) -> None:
