@@ -276,6 +276,7 @@ def _task(kind: Any, where: str) -> tuple[Task, list[str]]:
 
 
 def _bands(infos: Any, file_names: Mapping[str, str], where: str) -> tuple[str, ...]:
+    """Names of the task's bands in the file's order, those that stand in for others beside the ones that they copy."""
     own = {name: band for band, name in file_names.items()}
     names: list[str] = []
     for info in infos if isinstance(infos, list | tuple) else []:
@@ -288,7 +289,7 @@ def _bands(infos: Any, file_names: Mapping[str, str], where: str) -> tuple[str, 
     if OF_SO2SAT in names:
         for band, source in FILLED.items():
             if band not in names and source in names:
-                names.insert(names.index(source) + (band == "B9"), band)
+                names.insert(names.index(source), band)
     return tuple(names)
 
 
@@ -310,8 +311,8 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value
+    return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value and value.isprintable()
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and abs(value) < 1e300  # also of numbers that no float holds

@@ -61,19 +61,19 @@ def geobench_rows(url: str, progress: Callable[[int, int], None] | None = None) 
 
 @contextmanager
 def sample_window(store: Store, name: str, bands: Sequence[str]) -> Iterator[Any]:
-    """A function (rows, columns) that reads a window of a sample as (bands, height, width).
+    """A function (rows, columns) that gives the pixels of a sample, all of them, as (bands, height, width).
 
     Raises:
-        BadSource: no sample of GEO-Bench, or it lacks a band.
+        BadSource: no sample of GEO-Bench, or it lacks a band; (by the function) the sample has another size.
     """
     with open_sample(store, name, file_names(store.url.rpartition("/")[2])) as file:
         pixels = file.pixels(bands)
 
     def window(rows: range, columns: range) -> npt.NDArray[Any]:
         height, width = pixels.shape[1:]
-        if rows.stop > height or columns.stop > width:
-            raise BadSource(f"its window ends outside the sample of {width} x {height} pixels")
-        return pixels[:, rows.start : rows.stop, columns.start : columns.stop]
+        if (rows, columns) != (range(height), range(width)):
+            raise BadSource(f"the sample has {width} x {height} pixels, its catalog says {len(columns)} x {len(rows)}")
+        return pixels
 
     yield window
 

@@ -348,7 +348,8 @@ def test_damaged_and_hostile_samples_fail_alone(tmp_path: Path, monkeypatch: pyt
             dataset.sample(f"id_{number:04d}")
         assert "\n" not in str(caught.value)
     batch = read_tiles(rows, bands=["B2", "B3", "B4", "B8"], size=8, fill=[0] * 4)
-    assert [batch.status[i] for i in (0, 3, 5, 6, 7, 9)] == ["valid"] + ["failed"] * 5
+    assert batch.status == ["valid"] + ["failed"] * 11
+    assert batch.reason[1] == "the sample has 8 x 8 pixels, its catalog says 1 x 1"
     assert not (tmp_path / "ran").exists()
 
 
@@ -386,6 +387,19 @@ def test_masks_of_other_classes_are_refused(tmp_path: Path) -> None:
             file["label"][3, 3] = wrong
         with pytest.raises(BadSource, match="its mask holds other numbers than those of 4 classes"):
             GeobenchDataset(folder).sample("id_0000")
+
+
+def test_statistics_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    files.write_dataset(folder, "classification", samples=1)
+    for wrong in ("NaN", "1e999", "-1", "0", '"3"', "null", "9" * 400):
+        (folder / "band_stats.json").write_text(f'{{"02 - Blue": {{"mean": 1, "std": {wrong}}}}}')
+        with pytest.raises(BadSource, match="no mean and no standard deviation above 0 of B2"):
+            GeobenchDataset(folder).statistics(["B2"])
+    for text in ("[]", "{", '{"sentinel2_l1c": {"mean": [1], "std": [1]}}', '{"sentinel2_l1c": 3}'):
+        (tmp_path / "stats.json").write_text(text)
+        with pytest.raises(BadSource, match=r"stats\.json: "):
+            GeobenchDataset(folder).statistics(["B2"], of="l1c", pretraining=tmp_path / "stats.json")
 
 
 def test_other_tasks_and_partitions_that_are_none_are_refused(tmp_path: Path) -> None:
