@@ -1,0 +1,87 @@
+"""HDF5 files from outside: nothing that they say about other files or programs is followed, nor any size believed."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+
+from nec_ray.errors import BadSource
+from nec_ray.storage import Store
+
+MOST_BYTES = 1 << 28
+"""Of a chunk, and of one sample of a data set: a hundred times the largest of the published files."""
+_MOST_INFLATION = 1100
+"""Deflate makes nothing more than 1032 times smaller."""
+_BUFFER = 1 << 16
+
+
+@contextmanager
+def opened(store: Store, name: str) -> Iterator[Any]:
+    """An HDF5 file for reading.
+
+    Raises:
+        BadSource: it is none.
+        NotFound: nothing is there.
+    """
+    where = f"{store.url}/{name}"
+    with store.open(name) as data:
+        # HDF5 reads its trees some bytes at a time, each a request on an object store.
+        source = data if store.is_local or not isinstance(data, io.RawIOBase) else io.BufferedReader(data, _BUFFER)
+        try:
+            file = h5py.File(source, "r")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BadSource(f"{where}: cannot be read as HDF5 ({line(error)})") from None
+        with file:
+            yield file
+
+
+def dataset(file: Any, name: str, where: str) -> Any:
+    """A data set that lies in the file itself: HDF5 can refer to other files, and to programs that decode.
+
+    Raises:
+        BadSource: it is not there, lies elsewhere, or one sample of it or one chunk would fill the memory.
+    """
+    try:
+        link = file.get(name, getlink=True)
+        found = file.get(name) if isinstance(link, h5py.HardLink) else None
+        if not isinstance(found, h5py.Dataset):
+            raise BadSource(f"{where}: no MMEarth file, it has no data set {name} of its own")
+        if found.external or found.is_virtual:
+            raise BadSource(f"{where}: its data set {name} lies in other files, which are not read")
+        filters = found.id.get_create_plist()
+        known = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+        if any(filters.get_filter(i)[0] not in known for i in range(filters.get_nfilters())):
+            raise BadSource(
+                f"{where}: its data set {name} is compressed by another filter than gzip; write it with gzip"
+            )
+        shapes = {"a chunk": found.chunks or (1,), "a sample": found.shape[1:]}
+        for what, shape in shapes.items():
+            whole = int(np.prod(shape, dtype=object)) * found.dtype.itemsize
+            if whole > MOST_BYTES:
+                raise BadSource(f"{where}: {what} of {name} has {whole:,} bytes, {MOST_BYTES:,} are the most")
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise BadSource(f"{where}: its data set {name} does not read ({line(error)})") from None
+    return found
+
+
+def whole(found: Any, name: str, where: str) -> Any:
+    """All of a small data set.
+
+    Raises:
+        BadSource: it claims more than the bytes that the file holds of it can be, or does not read.
+    """
+    claimed = int(np.prod(found.shape, dtype=object)) * found.dtype.itemsize
+    if claimed > _MOST_INFLATION * found.id.get_storage_size():
+        raise BadSource(f"{where}: its data set {name} claims {claimed:,} bytes, which the file does not hold")
+    try:
+        return found[...]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadSource(f"{where}: its data set {name} does not read ({line(error)})") from None
+
+
+def line(error: Exception) -> str:
+    """An error of a library in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
