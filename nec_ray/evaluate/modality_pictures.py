@@ -97,11 +97,11 @@ def modality_samples(values: Mapping[str, npt.NDArray[Any]], out: Path, *, title
         for panel in panels.ravel():
             panel.axis("off")
         for name, place in (("dynamic_world", "outside lower left"), ("esa_worldcover", "outside lower right")):
-            colours, names = COLOURS[name], MODALITIES[name].class_names
+            names, title = MODALITIES[name].class_names, dict(_PANELS)[name]
             handles = [
-                Patch(facecolor=colours[i], edgecolor="#808080", linewidth=0.4, label=names[i]) for i in shown[name]
+                Patch(facecolor=COLOURS[name][i], edgecolor="#808080", linewidth=0.4, label=names[i])
+                for i in shown[name]
             ]
-            title = dict(_PANELS)[name]
             figure.legend(handles=handles, loc=place, ncols=4, frameon=False, fontsize=7, title=title, title_fontsize=8)
     return out
 

@@ -280,7 +280,7 @@ def _check(modality: Modality, found: Any, where: str, *, count: int, size: tupl
         wanted, axes = modality.file_shape(0, 0), f", {modality.file_shape(0, 0)[0]})"
     kinds = "iu" if modality.kind == "categorical" else "fiu"
     if found.dtype.kind not in kinds or found.shape != (count, *wanted) or 0 in wanted:
-        raise BadSource(said + axes)
+        raise BadSource(said + axes + (f" of {count} samples" if size else ""))
 
 
 def _text(value: bytes) -> str:

@@ -60,7 +60,7 @@ def fractal(rng: np.random.Generator, side: int, steepness: float) -> Floats:
 
 def landscape(rng: np.random.Generator, place: Place, side: int) -> Landscape:
     """The ground of a place, `side` pixels of 10 m a side."""
-    shape = fractal(rng, side, 3.4)
+    shape = fractal(rng, side, 4)
     height = np.maximum(place.elevation + place.relief * np.sqrt(side / _WHOLE) * shape, 0)
     moisture = -0.7 * shape + 0.6 * fractal(rng, side, 2.5) + 0.5 * np.log(place.rain.sum() / 700)
 

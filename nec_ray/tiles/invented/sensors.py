@@ -238,8 +238,8 @@ def _clouds(rng: np.random.Generator, side: int) -> tuple[Floats, Floats]:
     if rng.random() >= _CLOUDY:
         return np.zeros((side, side)), np.zeros((side, side))
     thick = np.clip((fractal(rng, side, 3) - rng.uniform(0.5, 2)) * 1.5, 0, 1)
-    shadow: Floats = np.roll(thick, (-side // 10, -side // 16), axis=(0, 1)) * (thick < 0.3)
-    return thick, shadow
+    below = np.roll(thick, (-side // 10, -side // 16), axis=(0, 1))
+    return thick, np.where(thick < 0.3, below, 0.0)
 
 
 def _beyond(rng: np.random.Generator, side: int) -> npt.NDArray[np.bool_]:

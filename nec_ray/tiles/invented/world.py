@@ -110,7 +110,7 @@ class World:
         coastal = field["coast"] > 1
         elevation = 60 + 120 * np.exp(0.8 * field["rough"]) + 1600 * np.clip(field["mountains"] - 0.4, 0, None) ** 1.5
         elevation = np.where(coastal, 8 + 4 * np.tanh(field["rough"]), elevation)
-        relief = np.where(coastal, 3, 4 + 0.06 * elevation)
+        relief = np.where(coastal, 3, 4 + 0.04 * elevation)
 
         mean = 27.5 - 0.0078 * lat**2 - _LAPSE * elevation
         swing = 0.3 * np.abs(lat) * (1 - 0.3 * np.tanh(field["coast"]))
