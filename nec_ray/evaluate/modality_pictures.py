@@ -82,7 +82,7 @@ def modality_samples(values: Mapping[str, npt.NDArray[Any]], out: Path, *, title
                 panel.imshow(images[name], interpolation="nearest")
                 if row == 0:
                     panel.set_title(title, fontsize=8)
-            panels[row, -1].text(0, 0.5, _text(one), fontsize=7, va="center", linespacing=1.35)
+            panels[row, -1].text(0, 0.5, words(one), fontsize=7, va="center", linespacing=1.35)
             if titles is not None:
                 panels[row, 0].text(
                     -0.05,
@@ -132,6 +132,26 @@ def composite(bands: npt.NDArray[Any]) -> Image:
     return np.where(np.isnan(bands).any(axis=0)[..., None], _MISSING, scaled)
 
 
+def words(one: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The modalities of the whole image of one sample in words, a line each."""
+    lat, lon, month = (_uncycled(one[name]) for name in ("lat", "lon", "month"))
+    climate = dict(zip(MODALITIES["era5"].bands, one["era5"], strict=True))
+    biome, eco_region = int(one["biome"]), int(one["eco_region"])
+    north, east = f"{abs(lat) * 360:.1f}° {'S' if lat < 0 else 'N'}", f"{abs(lon) * 360:.1f}° {'W' if lon < 0 else 'E'}"
+    lines = [
+        _short(BIOMES[biome]) if biome >= 0 else "biome missing",
+        f"ecoregion {eco_region}" if eco_region >= 0 else "ecoregion missing",
+        f"{north}, {east}" if np.isfinite(lat + lon) else "place missing",
+        f"month {round(month * 12 - 1) % 12 + 1}" if np.isfinite(month) else "month missing",
+    ]
+    for name in ("prev_month", "curr_month", "year"):
+        low, mean, high = (climate[f"{name}_{which}_temp"] - 273.15 for which in ("min", "avg", "max"))
+        rain = 1000 * climate[f"{name}_total_precip"]
+        said = f"{low:.0f} / {mean:.0f} / {high:.0f} °C, {rain:.0f} mm" if np.isfinite(mean) else "missing"
+        lines.append(f"{name.replace('_', ' ')}: {said}")
+    return "\n".join(lines)
+
+
 def _images(one: Mapping[str, npt.NDArray[Any]]) -> dict[str, Image]:
     bands = MODALITIES["sentinel2"].bands
     optical = {band: one["sentinel2"][bands.index(band)] for band in bands}
@@ -148,25 +168,6 @@ def _images(one: Mapping[str, npt.NDArray[Any]]) -> dict[str, Image]:
         "canopy_std": shaded(one["canopy_height_eth"][1], "viridis", (0, 10)),
         **{name: class_image(name, one[name][0]) for name in COLOURS},
     }
-
-
-def _text(one: Mapping[str, npt.NDArray[Any]]) -> str:
-    """The modalities of the whole image, in words."""
-    lat, lon, month = (_uncycled(one[name]) for name in ("lat", "lon", "month"))
-    climate = dict(zip(MODALITIES["era5"].bands, one["era5"], strict=True))
-    biome, eco_region = int(one["biome"]), int(one["eco_region"])
-    lines = [
-        _short(BIOMES[biome]) if biome >= 0 else "biome missing",
-        f"ecoregion {eco_region}" if eco_region >= 0 else "ecoregion missing",
-        f"{lat * 360:.1f}° N, {lon * 360:.1f}° E",
-        f"month {round(month * 12 - 1) % 12 + 1}" if np.isfinite(month) else "month missing",
-    ]
-    for name in ("prev_month", "curr_month", "year"):
-        low, mean, high = (climate[f"{name}_{which}_temp"] - 273.15 for which in ("min", "avg", "max"))
-        rain = 1000 * climate[f"{name}_total_precip"]
-        said = f"{low:.0f} / {mean:.0f} / {high:.0f} °C, {rain:.0f} mm" if np.isfinite(mean) else "climate missing"
-        lines.append(f"{name.replace('_', ' ')}: {said}")
-    return "\n".join(lines)
 
 
 def _uncycled(sine_and_cosine: npt.NDArray[Any]) -> float:
