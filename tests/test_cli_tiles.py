@@ -21,15 +21,8 @@ def test_the_road_of_mmearth(tmp_path: Path) -> None:
     built = nec_here("tiles", "build", file, "--out", tmp_path / "tiles.parquet", "--json")
     assert json.loads(built.stdout)["tiles"] == 60, built.stderr
 
-    balance: list[str | Path] = [
-        "tiles",
-        "balance",
-        tmp_path / "tiles.parquet",
-        "--samples",
-        "14",
-        "--out",
-        tmp_path / "few.parquet",
-    ]
+    balance: list[str | Path] = ["tiles", "balance", tmp_path / "tiles.parquet", "--samples", "14"]
+    balance += ["--out", tmp_path / "few.parquet"]
     account = json.loads(nec_here(*balance, "--json").stdout)
     few = read_catalog(tmp_path / "few.parquet").table
     assert account["tiles"] == few.num_rows == len(set(few["biome"].to_pylist())) <= 14

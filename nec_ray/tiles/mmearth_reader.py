@@ -65,7 +65,9 @@ class MMEarthFile:
 
     def s2_type(self, number: int) -> str:
         """Of one sample: a request, where `s2_types` is one a sample."""
-        return self.s2_types[number] if "s2_types" in self.__dict__ else _text(bytes(self._metadata[number]["S2_type"]))
+        if "s2_types" in self.__dict__:
+            return self.s2_types[number]
+        return _text(hdf5.part(self._metadata, number, number + 1, "metadata", self.url)["S2_type"].tolist()[0])
 
     @functools.cached_property
     def _metadata(self) -> Any:
@@ -171,11 +173,8 @@ class MMEarthFile:
             found = hdf5.dataset(self._file, name, self.url)
             _check(modality, found, self.url, count=self.count, size=(self.height, self.width))
             self._sets[name] = found
-        try:
-            read: Values = found[(number, slice(None), *window) if modality.level == "pixel" else (number,)]
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BadSource(f"{self.url}: sample {number} of {name} does not read ({hdf5.line(error)})") from None
-        return read
+        read: Values = hdf5.part(found, number, number + 1, name, self.url)[0]
+        return read[(slice(None), *window)] if modality.level == "pixel" else read
 
     def _read(self, modality: Modality, numbers: Sequence[int], window: tuple[slice, slice]) -> Values:
         height, width = (len(range(size)[part]) for size, part in zip((self.height, self.width), window, strict=True))

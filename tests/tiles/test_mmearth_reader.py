@@ -2,6 +2,8 @@
 
 import json
 import math
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 
 from nec_ray.errors import BadSource, InputError
 from nec_ray.storage import Store
-from nec_ray.tiles import build_catalog
+from nec_ray.tiles import build_catalog, hdf5
 from nec_ray.tiles.mmearth import read_modalities
 from nec_ray.tiles.mmearth_reader import decode, open_mmearth
 from nec_ray.tiles.modalities import MODALITIES, QUALITY, cyclic
@@ -335,6 +337,53 @@ def test_json_files_that_lie_are_refused_in_one_line(kind: str, text: str, messa
         file.read([0], standardised=True)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 6)),
+    chunks=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 6)),
+    bounds=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    packing=st.fixed_dictionaries(
+        {"compression": st.sampled_from([None, "gzip"]), "shuffle": st.booleans(), "fletcher32": st.booleans()}
+    ),
+    dtype=st.sampled_from(["u1", "<i2", ">f4"]),
+    written=st.integers(0, 5),
+)
+def test_chunks_of_any_shape_against_h5py(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    bounds: tuple[int, int],
+    packing: dict[str, Any],
+    dtype: str,
+    written: int,
+) -> None:
+    chunks = tuple(min(chunk, size) for chunk, size in zip(chunks, shape, strict=True))
+    start, stop = sorted(min(bound, shape[0]) for bound in bounds)
+    with h5py.File("unused", "w", driver="core", backing_store=False) as file:
+        made = file.create_dataset("x", shape, dtype, chunks=chunks, fillvalue=7, **packing)
+        made[:written] = np.random.default_rng(0).integers(0, 99, made[:written].shape)
+        found = hdf5.dataset(file, "x", "here")
+        np.testing.assert_array_equal(hdf5.part(found, start, stop, "x", "here"), made[start:stop])
+
+
+def test_a_chunk_that_unpacks_to_more_than_it_should_is_refused(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    bomb = zlib.compress(bytes(100 << 20), 9)
+    with h5py.File(path, "a") as file:
+        for name, packed in {"lat": bomb, "lon": zlib.compress(bytes(7)), "month": zlib.compress(bytes(900))}.items():
+            file[name].id.write_direct_chunk((0, 0), packed)
+    with open_mmearth(Store(tmp_path), path.name) as file:
+        for name, message in {
+            "lat": "a chunk of 8 bytes takes 101,",
+            "lon": "a chunk of 8 bytes holds 7 or more",
+            "month": "a chunk of 8 bytes holds 900 or more",
+        }.items():
+            tracemalloc.start()
+            with pytest.raises(BadSource, match=message):
+                file.read([0], [name])
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+            tracemalloc.stop()
 
 
 @settings(max_examples=30, derandomize=True)
