@@ -1,4 +1,4 @@
-"""`nec tiles` for MMEarth: generate, build, balance, scenes."""
+"""`nec tiles` for MMEarth: generate, build, encode, balance, scenes."""
 
 import json
 from datetime import UTC, datetime
@@ -11,6 +11,7 @@ from PIL import Image
 
 from nec_ray.contracts import arrow_schema
 from nec_ray.tiles import read_catalog
+from tests.runtime.make import random_codec
 from tests.test_cli import nec_here
 
 
@@ -20,6 +21,13 @@ def test_the_road_of_mmearth(tmp_path: Path) -> None:
     assert file == f"{tmp_path}/in/data_invented.h5", made.stderr
     built = nec_here("tiles", "build", file, "--out", tmp_path / "tiles.parquet", "--json")
     assert json.loads(built.stdout)["tiles"] == 60, built.stderr
+
+    random_codec(tmp_path / "codec", bands=("B4", "B3", "B2"), mean=1500)
+    encode = nec_here(
+        "encode", tmp_path / "tiles.parquet", tmp_path / "a", "--codec", tmp_path / "codec", "--local", "--json"
+    )
+    account = json.loads(encode.stdout)
+    assert account["valid"] == 60 == account["tiles"], encode.stderr
 
     balance: list[str | Path] = ["tiles", "balance", tmp_path / "tiles.parquet", "--samples", "14"]
     balance += ["--out", tmp_path / "few.parquet"]

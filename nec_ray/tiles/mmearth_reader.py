@@ -61,21 +61,32 @@ class MMEarthFile:
     @functools.cached_property
     def s2_types(self) -> list[str]:
         """l1c or l2a, one a sample."""
-        return [_text(value) for value in self._all_metadata["S2_type"].tolist()]
+        return [self._s2_type(row) for row in self._all_metadata]
 
     def s2_type(self, number: int) -> str:
         """Of one sample: a request, where `s2_types` is one a sample."""
         if "s2_types" in self.__dict__:
             return self.s2_types[number]
-        return _text(hdf5.part(self._metadata, number, number + 1, "metadata", self.url)["S2_type"].tolist()[0])
+        return self._s2_type(hdf5.part(self._metadata, number, number + 1, "metadata", self.url)[0])
+
+    def _s2_type(self, row: Any) -> str:
+        if "S2_type" in row.dtype.names:
+            return _text(bytes(row["S2_type"]))
+        tile_id = _text(bytes(row["tile_id"]))  # a file that the released script merged of two has ids only
+        said = self.tile_info.get(tile_id, {}).get("S2_type")
+        if said not in S2_TYPES:
+            raise BadSource(
+                f"{self._beside('tile_info')}: does not say the S2_type of {tile_id}, nor does the .h5 file"
+            )
+        return str(said)
 
     @functools.cached_property
     def _metadata(self) -> Any:
         found = hdf5.dataset(self._file, "metadata", self.url)
         names = found.dtype.names or ()
-        texts = {"tile_id", "S2_type"} <= set(names) and all(found.dtype[name].kind == "S" for name in names)
+        texts = "tile_id" in names and all(found.dtype[name].kind == "S" for name in names)
         if found.shape != (self.count,) or not texts or found.dtype.itemsize > _MOST_TEXT:
-            raise BadSource(f"{self.url}: its metadata has no tile_id and S2_type for each of its {self.count} samples")
+            raise BadSource(f"{self.url}: its metadata has no tile_id for each of its {self.count} samples")
         return found
 
     @functools.cached_property

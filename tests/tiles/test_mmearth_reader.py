@@ -248,6 +248,20 @@ def test_catalog_rows_lead_to_all_modalities(tmp_path: Path) -> None:
     assert (nothing.values, nothing.valid.tolist()) == ({}, [])
 
 
+def test_a_merged_file_whose_levels_stand_in_tile_info_only(tmp_path: Path) -> None:
+    path = made(tmp_path, metadata={"data": np.array([(f"t{i}",) for i in range(COUNT)], [("tile_id", "S100")])})
+    with (
+        open_mmearth(Store(tmp_path), path.name) as file,
+        pytest.raises(BadSource, match="does not say the S2_type of t1"),
+    ):
+        file.read([1], standardised=True)
+    info = {f"t{i}": {"S2_type": ["l1c", "l2a"][i % 2]} for i in range(COUNT)}
+    (tmp_path / "data_100k_v001_tile_info.json").write_text(json.dumps(info))
+    with open_mmearth(Store(tmp_path), path.name) as file:
+        assert file.s2_type(3) == "l2a"
+        assert file.s2_types == ["l1c", "l2a"] * 2
+
+
 def test_on_an_object_store(s3_server: Server, tmp_path: Path) -> None:
     path = made(tmp_path)
     bucket = s3_server.bucket()

@@ -67,18 +67,16 @@ _DISAGREEMENT = 1.9
 """Where a random map is higher than this, Dynamic World errs: 3 of 100 pixels."""
 _KELVIN = 273.15
 
-_CLOUDY, _S2_GAP, _S1_MISSING, _S1_GAP, _DW_MISSING, _CANOPY_MISSING, _ASTER_MISSING, _COVER_MISSING, _ERA5_MISSING = (
-    0.2,
-    0.02,
-    0.12,
-    0.05,
-    0.01,
-    0.03,
-    0.01,
-    0.005,
-    0.02,
-)
-"""Chances, a sample."""
+# Chances, a sample.
+_CLOUDY = 0.2
+_S2_GAP = 0.02
+_S1_MISSING = 0.12  # an orbit
+_S1_GAP = 0.05
+_DW_MISSING = 0.01
+_CANOPY_MISSING = 0.03
+_ASTER_MISSING = 0.01
+_COVER_MISSING = 0.005
+_ERA5_MISSING = 0.02
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,6 @@ DATA_SETS = {
 }
 """Of the file, in the order in which they are made."""
 METADATA = np.dtype([("tile_id", "S100"), ("S2_type", "S10")])
-LICENCE = "CC0-1.0"
 _YEARS = (2017, 2020)
 _TRAIN, _VAL = 0.8, 0.1
 _LEAST_SIDE, _MOST_SIDE = 8, 1024
