@@ -14,7 +14,7 @@ from nec_ray.errors import BadSource
 from nec_ray.storage import Store
 
 MOST_BYTES = 1 << 28
-"""Of a chunk, and of one sample of a data set: a hundred times the largest of the published files."""
+"""Of a chunk, and of one sample of a data set: hundreds of times the largest of the published files."""
 _MOST_INFLATION = 1100
 """Deflate makes nothing more than 1032 times smaller."""
 _SLACK = 1024  # bytes that a packed chunk may be longer than a plain one, beside a hundredth

@@ -94,7 +94,8 @@ class ModalityBatch:
     """Modalities of some tiles, and what became of the others."""
 
     values: dict[str, npt.NDArray[Any]]
-    """(valid tiles, ...) of each modality: float32 with NaN, or int64 with -1, where a value is missing."""
+    """(valid tiles, ...) of each modality: float32 with NaN, or int64 with -1, where a value is missing. Empty where no
+    tile is valid."""
     valid: npt.NDArray[np.int64]
     """Rows that `values` holds, in order."""
     reason: list[str | None]

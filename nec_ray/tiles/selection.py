@@ -140,7 +140,8 @@ def choose_scenes(tiles: pa.Table, scenes: Scenes, *, seed: int = 0) -> pa.Table
 
     A random year of 2017 to 2020; in it a random level, L1C where there is no L2A; a random scene of those that
     `Scenes.sentinel2` gives; the nearest Sentinel-1 scene of both orbits; all of Dynamic World of the year, for
-    `yearly_mode`. The choices depend on the seed, the tile's id and the scenes, not on the order of rows.
+    `yearly_mode`. The choices depend on the seed, the tile's id and the scenes, not on the order of rows. Every tile is
+    held against every scene: give a region at a time where both are many.
 
     Args:
         tiles: columns `tile_id` and `bbox` of a tile catalog.
@@ -167,8 +168,7 @@ def choose_scenes(tiles: pa.Table, scenes: Scenes, *, seed: int = 0) -> pa.Table
         if not len(found):
             row["reason"] = f"no {product} scene of {year} below {MOST_CLOUD:g} % cloud has data in all of the tile"
             continue
-        ids = sorted(scenes.ids[i] for i in found)
-        chosen = scenes.ids.index(ids[draw(len(ids), seed, tile_id, "scene")])
+        chosen = sorted(found, key=scenes.ids.__getitem__)[draw(len(found), seed, tile_id, "scene")]
         near = scenes.nearest_sentinel1(box, scenes.times[chosen])
         row |= {
             "s2_type": product.removeprefix("sentinel2_"),

@@ -68,7 +68,7 @@ def generate(
     """Write `NAME.h5` with its three JSON files into a folder, and give its URL.
 
     A sample depends on the seed and its number alone, so that a larger set begins with a smaller one. Memory holds one
-    sample, and four bytes for each.
+    sample, and the numbers of all for the splits.
 
     Args:
         folder: a path, or the URL of one; made where it is not there.
