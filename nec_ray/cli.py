@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from nec_ray.cli_archive import AtVersion, archive_app
+from nec_ray.cli_tiles import tiles_app
 from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError
 from nec_ray.printing import NOTES, Format, number, print_facts, print_result, print_rows, progress_bar, say_unless
 
@@ -40,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Neural Embedding Compression on Ray: train, encode, query and pull compressed embeddings of imagery.",
 )
-tiles_app = typer.Typer(no_args_is_help=True, help="Tile catalogs: where each tile's pixels are.")
 app.add_typer(tiles_app, name="tiles")
 app.add_typer(archive_app, name="archive")
 bench_app = typer.Typer(no_args_is_help=True, help="Figures measured side by side with the alternatives, in one run.")
@@ -561,6 +561,7 @@ _EXTRAS = {
     "matplotlib": "train",
     "rasterio": "tiles",
     "PIL": "tiles",
+    "h5py": "tiles",
     "ray": "ray",
 }
 

@@ -105,14 +105,14 @@ def _table(rows: Iterable[dict[str, Any]], extra: Sequence[str] = ()) -> pa.Tabl
 def _stack(url: str, how: "_How") -> pa.Table:
     """Of a source that holds several images."""
     if is_hdf5(url):
-        from nec_ray.tiles.mmearth import mmearth_rows
+        from nec_ray.tiles.mmearth import EXTRA_COLUMNS, mmearth_rows
 
         given: dict[str, Any] = {"tile size": how.tile_size, "bands": how.bands, "no-data value": how.nodata}
         given |= {"sensor": how.sensor, "time": how.acquired_at}
         if said := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{url}: MMEarth's file says its {', '.join(said)} itself; leave that out")
         folder, _, name = url.rpartition("/")
-        return _table(mmearth_rows(Store(folder or "/"), name), ("s2_type", "split", "biome"))
+        return _table(mmearth_rows(Store(folder or "/"), name), EXTRA_COLUMNS)
     from nec_ray.tiles.zarr_rows import zarr_windows
 
     return _table(zarr_windows(url, **how.of_windows()))
