@@ -75,12 +75,16 @@ class ConvNextConfig:
         """Blocks of each stage."""
         return self.depth_1, self.depth_2, self.depth_3, self.depth_4
 
+    def side_of(self, stage: int) -> int:
+        """Places a side of a stage's features; stages are counted from 1."""
+        return self.side << (STAGES - stage)
+
     def to_architecture(self) -> dict[str, int]:
         """As codec.json keeps it."""
         return asdict(self)
 
 
-_LARGEST = {"size": 8192, "patch": 32, "bands": 256, "dim": 512} | {f"depth_{i + 1}": 64 for i in range(STAGES)}
+_LARGEST = {"size": 8192, "patch": 32, "bands": 256, "dim": 352} | {f"depth_{i + 1}": 32 for i in range(STAGES)}
 
 
 def _size(dim: int, *depths: int) -> dict[str, int]:
@@ -108,9 +112,10 @@ class ConvNextEncoder(nn.Module):
         config: sizes.
         reach: over what a masked GRN takes its norm. `sample` is what the dense model does; `batch` takes all visible
             places of the batch together, as the released sparse one did. A dense forward always takes samples.
+        last: the last stage, 1 to 4; those behind it are left out.
     """
 
-    def __init__(self, config: ConvNextConfig, reach: Reach = "sample") -> None:
+    def __init__(self, config: ConvNextConfig, reach: Reach = "sample", last: int = STAGES) -> None:
         super().__init__()
         self.config = config
         self.reach = reach
@@ -120,15 +125,13 @@ class ConvNextEncoder(nn.Module):
         )
         self.stem = nn.Sequential(nn.Conv2d(dims[0], dims[0], first, first, groups=dims[0]), ChannelNorm(dims[0]))
         self.downsample_layers = nn.ModuleList(
-            nn.Sequential(ChannelNorm(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, 2)) for i in range(STAGES - 1)
+            nn.Sequential(ChannelNorm(dims[i]), nn.Conv2d(dims[i], dims[i + 1], 2, 2)) for i in range(last - 1)
         )
-        self.stages = nn.ModuleList(
-            nn.ModuleList(Block(dim) for _ in range(depth)) for dim, depth in zip(dims, config.depths, strict=True)
-        )
+        self.stages = nn.ModuleList(nn.ModuleList(Block(dims[i]) for _ in range(config.depths[i])) for i in range(last))
         self.apply(initialise)
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> list[Tensor]:
-        """Feature maps (batch, dims[i], side * 8 / 2**i, side * 8 / 2**i) of the four stages.
+        """Feature maps (batch, dims[i], side * 8 / 2**i, side * 8 / 2**i) of the stages.
 
         Args:
             pixels: normalised pixels (batch, bands, size, size), without NaN.

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from nec_ray.errors import BadCheckpoint, InputError
-from nec_ray.models.convnext import ConvNextConfig, ConvNextEncoder
+from nec_ray.models.convnext import STAGES, ConvNextConfig, ConvNextEncoder
 from nec_ray.models.mp_mae import MpMae, MpMaeConfig
 from nec_ray.models.pretext import Inputs, Targets, Weighting
+from nec_ray.models.stages import StageDecoder, StageEncoder
 
 _ENCODER = "encoder."
 _LOG_VARS = "loss_fn.log_vars"
@@ -124,6 +125,37 @@ def import_encoder(encoder: ConvNextEncoder, tensors: Mapping[str, Tensor], wher
     _check(encoder, ours, tensors, where, encoder.config)
     encoder.load_state_dict(ours)
     return ignored
+
+
+def import_stage(encoder: StageEncoder, decoder: StageDecoder, tensors: Mapping[str, Tensor], where: str) -> bool:
+    """Set one stage's encoder from a published checkpoint, and its decoder where the checkpoint has it.
+
+    The checkpoint's decoders read the last stage, in the width of the released code: a decoder of an earlier stage, or
+    of other outputs, stays as it is.
+
+    Args:
+        encoder: all of whose tensors are set.
+        decoder: of one or more of the checkpoint's modalities.
+        tensors: what `published.read_checkpoint` gave.
+        where: the checkpoint, for messages.
+
+    Returns:
+        Whether the decoder was set.
+
+    Raises:
+        BadCheckpoint: the encoder does not fit; see `import_encoder`.
+    """
+    whole = ConvNextEncoder(encoder.config.encoder)
+    import_encoder(whole, tensors, where)
+    encoder.take(whole)
+    wanted = decoder.decoder.state_dict()
+    given = {_our_name(name).removeprefix("decoder."): tensor for name, tensor in tensors.items()}
+    fits = encoder.config.stage == STAGES and all(
+        name in given and given[name].shape == tensor.shape for name, tensor in wanted.items()
+    )
+    if fits:
+        decoder.decoder.load_state_dict({name: given[name] for name in wanted})
+    return fits
 
 
 def mmearth_tensors(model: MpMae) -> dict[str, Tensor]:

@@ -8,8 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from nec_ray.errors import InputError
-from nec_ray.models.convnext import SIZES, Block, ChannelNorm, ConvNextConfig, ConvNextEncoder, Reach, initialise
-from nec_ray.models.convnext import visible_map as visible_patches
+from nec_ray.models.convnext import (
+    SIZES,
+    STAGES,
+    Block,
+    ChannelNorm,
+    ConvNextConfig,
+    ConvNextEncoder,
+    Reach,
+    enlarged,
+    initialise,
+    visible_map,
+)
 from nec_ray.models.mae import random_keep
 from nec_ray.models.pretext import BANDS, Inputs, Output, Targets, TaskWeighting, Weighting, mmearth_outputs, task_loss
 
@@ -131,13 +141,21 @@ class MpMae(nn.Module):
 
 
 class MpMaeDecoder(nn.Module):
-    """Last stage's features -> predictions of every task."""
+    """One stage's features -> predictions of every task.
 
-    def __init__(self, config: MpMaeConfig) -> None:
+    Args:
+        config: of the model.
+        stage: whose features; the paper's is the last one, whose places are the patches. An earlier one has more
+            places, of which each predicts fewer pixels; masks are whole patches still.
+    """
+
+    def __init__(self, config: MpMaeConfig, stage: int = STAGES) -> None:
         super().__init__()
         self.config = config
-        dim, patch = config.decoder_dim, config.encoder.patch
-        self.proj = nn.Conv2d(config.encoder.dims[-1], dim, 1)
+        encoder = config.encoder
+        self.side, self.patch = encoder.side_of(stage), encoder.patch >> (STAGES - stage)
+        dim, patch = config.decoder_dim, self.patch
+        self.proj = nn.Conv2d(encoder.dims[stage - 1], dim, 1)
         self.mask_token = nn.Parameter(torch.zeros(1, dim, 1, 1))
         self.blocks = nn.ModuleDict({output.name: Block(dim) for output in config.outputs})
         self.heads = nn.ModuleDict(
@@ -159,10 +177,10 @@ class MpMaeDecoder(nn.Module):
         """Predictions by task, as `pretext.task_loss` takes them.
 
         Args:
-            features: of the last stage (batch, channels, side, side); masked places are not looked at.
+            features: of the stage (batch, channels, side, side); masked places are not looked at.
             keep: (batch, kept) indexes of the visible patches.
         """
-        visible = visible_patches(keep, self.config.encoder.side)
+        visible = self._visible(keep)
         x = torch.where(visible, self.proj(features), self.mask_token.to(features.dtype))
         pooled = (~visible if self._pools_masked(keep) else torch.ones_like(visible)).to(x.dtype)
         predictions = {}
@@ -186,15 +204,18 @@ class MpMaeDecoder(nn.Module):
         if missing:
             raise InputError(f"the batch lacks the targets {', '.join(missing)}; give them, all missing if need be")
         predictions = self(features, keep)
-        patch = self.config.encoder.patch
-        counted = ~visible_patches(keep, self.config.encoder.side).flatten(1)
+        counted = ~self._visible(keep).flatten(1)
         if not self._masks(keep):
             counted = torch.ones_like(counted)
         found = [
-            task_loss(output, predictions[output.name], targets[output.name], counted, patch)
+            task_loss(output, predictions[output.name], targets[output.name], counted, self.patch)
             for output in self.config.outputs
         ]
         return [loss for loss, _ in found], [there for _, there in found]
+
+    def _visible(self, keep: Tensor) -> Tensor:
+        """Bool (batch, 1, side, side): the stage's places in visible patches."""
+        return enlarged(visible_map(keep, self.config.encoder.side), self.side)
 
     def _masks(self, keep: Tensor) -> bool:
         return keep.shape[1] < self.config.encoder.tokens
