@@ -6,7 +6,7 @@ Their encoder is a MinkowskiEngine network: a convolution's kernel is (kernel * 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,10 @@ _NORM = "norm."
 """Behind the encoder's last stage, where a fine-tuned checkpoint has one; never pretrained."""
 _NAMED = 4
 _FOLDER = re.compile(
-    r"pt-(?P<data_in>all_mod|img_mod|pix_mod|S2|rgb)_(?P<size>atto|tiny)_(?P<data>1M_64|1M_128|100k_128)_"
+    r"pt-(?P<kind>all_mod|img_mod|pix_mod|S2|rgb)_(?P<size>atto|tiny)_(?P<data>1M_64|1M_128|100k_128)_"
     r"(?P<loss>uncertainty|unweighted)_(?P<shape>56-8|112-16)"
 )
+_DOWN_NORM = re.compile(r"downsample_layers\.\d+\.0")
 _TARGETS: dict[str, tuple[Inputs, Targets]] = {
     "all_mod": ("s2", "all"),
     "img_mod": ("s2", "image"),
@@ -77,7 +78,7 @@ def parse_folder(name: str) -> Published:
             "pt-{all_mod|img_mod|pix_mod|S2|rgb}_{atto|tiny}_{1M_64|1M_128|100k_128}_{uncertainty|unweighted}_"
             "{56-8|112-16}"
         )
-    inputs, targets = _TARGETS[found["data_in"]]
+    inputs, targets = _TARGETS[found["kind"]]
     pixels, _, patch = found["shape"].partition("-")
     weighting = _WEIGHTING[found["loss"]]
     return Published(inputs, targets, found["size"], found["data"], weighting, int(pixels), int(patch))
@@ -96,7 +97,7 @@ def import_pretraining(model: MpMae, tensors: Mapping[str, Tensor], where: str) 
     Raises:
         BadCheckpoint: a tensor is missing, unknown, or of another shape.
     """
-    ours = {_our_name(name): _dense(name, tensor, where) for name, tensor in tensors.items()}
+    ours = _renamed(tensors, _our_name, where)
     _check(model, ours, tensors, where, model.config.encoder)
     model.load_state_dict(ours)
 
@@ -121,7 +122,7 @@ def import_encoder(encoder: ConvNextEncoder, tensors: Mapping[str, Tensor], wher
     else:
         ignored = sorted(name for name in tensors if name.startswith((_NORM, "head.")))
         theirs = {name: tensor for name, tensor in tensors.items() if name not in ignored}
-    ours = {_dense_name(name): _dense(name, tensor, where) for name, tensor in theirs.items()}
+    ours = _renamed(theirs, _dense_name, where)
     _check(encoder, ours, tensors, where, encoder.config)
     encoder.load_state_dict(ours)
     return ignored
@@ -170,6 +171,20 @@ def mmearth_tensors(model: MpMae) -> dict[str, Tensor]:
     return named
 
 
+def _renamed(theirs: Mapping[str, Tensor], name_of: Callable[[str], str], where: str) -> dict[str, Tensor]:
+    """Dense tensors by our names.
+
+    Raises:
+        BadCheckpoint: two of theirs are one of ours, or a kernel is of no square.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        if name_of(name) in ours:
+            raise BadCheckpoint(f"{where}: {name} is there under two names; give one of MMEarth's checkpoints")
+        ours[name_of(name)] = _dense(name, tensor, where)
+    return ours
+
+
 def _our_name(theirs: str) -> str:
     if theirs == _LOG_VARS:
         return "weighting.log_vars"
@@ -208,9 +223,6 @@ def _their_name(ours: str) -> str:
 def _is_norm(layer: str) -> bool:
     """Whether a layer of the encoder is a LayerNorm."""
     return layer in {"initial_conv.1", "stem.1"} or layer.endswith(".norm") or _DOWN_NORM.fullmatch(layer) is not None
-
-
-_DOWN_NORM = re.compile(r"downsample_layers\.\d+\.0")
 
 
 def _dense_name(theirs: str) -> str:

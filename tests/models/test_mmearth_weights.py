@@ -320,6 +320,7 @@ def but(name: str, tensor: Tensor | None) -> dict[str, Tensor]:
         (but("encoder.stem.0.kernel", torch.ones(5, 4)), r"\(5, 4\), no square kernel"),
         (but("encoder.stem.0.kernel", torch.ones(())), "no square kernel"),
         (but("encoder.initial_conv.0.kernel", torch.ones(9, 12, 4)), "on 12 bands"),
+        (but("encoder.stem.0.weight", torch.ones(4, 1, 2, 2)), "encoder.stem.0.weight is there under two names"),
         (but("proj.bias", torch.full((16,), torch.nan)), "decoder.proj.bias is not finite"),
         ({"encoder.stem_orig.0.kernel": torch.ones(16, 3, 40)}, "own stem"),
         ({"fc.weight": torch.ones(2, 2)}, "one of MMEarth's pretraining checkpoints"),
