@@ -12,9 +12,11 @@ from nec_ray.codec import Codec
 from nec_ray.codec.truncate import MEDIANS
 from nec_ray.errors import CorruptCodec, InputError
 from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
+from nec_ray.models.stages import FirstStageLayer, StageConfig, StageEncoder
 from nec_ray.models.threads import one_thread
 
 BATCH = 32
+_MODELS = {"mae_vit": "a MAE ViT", "mp_mae": "a stage of MP-MAE"}
 _LARGEST_INPUT = 1e6
 """Standard deviations from the mean: wilder pixels are cut off here, so that no latent overflows to NaN."""
 
@@ -35,8 +37,8 @@ class Embedder:
     """
 
     def __init__(self, codec: Codec, device: str = "cpu") -> None:
-        config = mae_config(codec)
-        self._encoder = MaeEncoder(config).eval()
+        config = model_config(codec)
+        self._encoder = (MaeEncoder(config) if isinstance(config, MaeConfig) else StageEncoder(config)).eval()
         _load(self._encoder, codec, "encoder")
         self._device = torch.device(device)
         self._encoder.to(self._device)
@@ -82,17 +84,23 @@ def _exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def mae_config(codec: Codec) -> MaeConfig:
-    """The masked autoencoder's sizes that codec.json declares.
+def model_config(codec: Codec) -> MaeConfig | StageConfig:
+    """The model's sizes that codec.json declares.
 
     Raises:
         CorruptCodec: they are incomplete, or contradict the latent's shape.
     """
-    try:
-        config = MaeConfig(**codec.spec.architecture)
-    except (TypeError, InputError) as error:
-        raise CorruptCodec(f"codec {codec.id[:12]}: its architecture is not that of a MAE ViT ({error})") from None
     spec = codec.spec
+    config: MaeConfig | StageConfig
+    try:
+        if spec.family == "mae_vit":
+            config = MaeConfig(**spec.architecture)
+        else:
+            config = StageConfig.of_architecture(spec.architecture)
+    except (TypeError, InputError) as error:
+        raise CorruptCodec(
+            f"codec {codec.id[:12]}: its architecture is not that of {_MODELS[spec.family]} ({error})"
+        ) from None
     declared = (spec.grid, spec.input.size, len(spec.input.bands))
     if ((config.side, config.side), config.size, config.bands) != declared or spec.channels > config.dim:
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
@@ -101,7 +109,8 @@ def mae_config(codec: Codec) -> MaeConfig:
 
 def first_decoder_layer(codec: Codec) -> nn.Module:
     """The codec's first decoder layer: (batch, tokens, channels) -> (batch, tokens, decoder channels)."""
-    layer = FirstDecoderLayer(mae_config(codec))
+    config = model_config(codec)
+    layer = FirstDecoderLayer(config) if isinstance(config, MaeConfig) else FirstStageLayer(config)
     _load(layer, codec, "decoder")
     return layer
 
@@ -109,7 +118,7 @@ def first_decoder_layer(codec: Codec) -> nn.Module:
 def latent_medians(codec: Codec) -> npt.NDArray[np.float32]:
     """Medians float32 (channels,) of the whole latent, also where the codec holds only its first layers."""
     medians = codec.tensors("decoder").get(MEDIANS, codec.tables.median)
-    if medians.dtype != np.float32 or medians.shape != (mae_config(codec).dim,) or not np.all(np.isfinite(medians)):
+    if medians.dtype != np.float32 or medians.shape != (model_config(codec).dim,) or not np.all(np.isfinite(medians)):
         raise CorruptCodec(f"codec {codec.id[:12]}: its decoder's medians do not fit its architecture")
     return np.asarray(medians)
 
