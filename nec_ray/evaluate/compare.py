@@ -7,28 +7,32 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nec_ray.archive import open_archive
+from nec_ray.codec import Codec, load_codec
 from nec_ray.errors import InputError
 from nec_ray.evaluate.bench import machine
-from nec_ray.evaluate.consumer import read_tile_labels, score_latents, train_head_on_archive, uncompressed_latents
-from nec_ray.evaluate.experiment import Embeddings, Experiment, Method, curves
+from nec_ray.evaluate.consumer import read_tile_labels, score_latents, train_head_on_archive
+from nec_ray.evaluate.experiment import Embeddings, Experiment, Method, Task, curves, tasks_of
 from nec_ray.evaluate.fitting import Floats
+from nec_ray.evaluate.head import score
 from nec_ray.evaluate.labels import Labels
-from nec_ray.evaluate.rate_accuracy import draw_rate_accuracy
-from nec_ray.tiles import read_catalog
+from nec_ray.evaluate.methods import Coded, Encodings
+from nec_ray.evaluate.probes import linear_probe, mean_tokens, neighbours_vote, retrieval_recall
+from nec_ray.evaluate.rate_accuracy import draw_rate_accuracy, draw_rate_distortion
 
-RESULTS_JSON, RATE_ACCURACY_PNG, HEADS = "results.json", "rate_accuracy.png", "heads"
+RESULTS_JSON, HEADS = "results.json", "heads"
+RATE_ACCURACY_PNG, RATE_DISTORTION_PNG = "rate_accuracy.png", "rate_distortion.png"
 FORMAT_VERSION = 1
-_KEPT = ("accuracy", "balanced_accuracy", "majority", "tiles", "bytes_per_tile")
+_KEPT = ("accuracy", "balanced_accuracy", "majority", "recall")
 
 Progress = Callable[[int, int], None]
-"""Called with (heads trained, heads in all)."""
+"""Called with (scores done, scores in all)."""
 Row = dict[str, Any]
 
 
@@ -37,15 +41,15 @@ def compare(experiment: Experiment, out: Path, progress: Progress | None = None)
 
     Args:
         experiment: what is compared.
-        out: folder for results.json, rate_accuracy.png, and the heads that were trained.
-        progress: called after each head.
+        out: folder for results.json, rate_accuracy.png, rate_distortion.png, and the heads that were trained.
+        progress: called after each score.
 
     Returns:
-        What results.json holds: `results`, a row a method and seed, and `summary`, a row a method.
+        What results.json holds: `results`, a row a method, task and seed, and `summary`, a row a method and task.
 
     Raises:
         NotFound, BadLabels, BadQuery: see `train_head_on_archive`.
-        InputError: the methods' archives do not hold the same labelled tiles.
+        InputError: the methods' archives do not hold the same labelled tiles; or see `Encodings.code`.
     """
     archives = [open_archive(m.archive, m.version if isinstance(m, Embeddings) else None) for m in experiment.methods]
     labels = [read_tile_labels(archive, experiment.labels, experiment.where) for archive in archives]
@@ -54,55 +58,106 @@ def compare(experiment: Experiment, out: Path, progress: Progress | None = None)
     out.mkdir(parents=True, exist_ok=True)
     digest = _digest(labels[0])
     known = {row["key"]: row for row in _earlier(out / RESULTS_JSON)}
+    encodings = Encodings(labels[0])
+    runs = [list(_runs(method, experiment)) for method in experiment.methods]
     rows: list[Row] = []
-    latents: tuple[Method, Floats] | None = None
     document: dict[str, Any] = {}
-    heads = len(experiment.methods) * len(experiment.seeds)
-    for (method, archive, own), seed in product(
-        zip(experiment.methods, archives, labels, strict=True), experiment.seeds
-    ):
-        facts = {**method.model_dump(exclude={"name", "curve"}), "version": archive.version, "seed": seed}
-        key = hashlib.sha256(json.dumps([facts, experiment.epochs, digest]).encode()).hexdigest()
-        found = known.get(key)
-        if found is None:
-            started = time.monotonic()
-            codec = archive.codecs(experiment.where)[0]
-            if isinstance(method, Embeddings):
-                scores = train_head_on_archive(
-                    archive,
-                    experiment.labels,
-                    out / HEADS / key[:16],
-                    decoder_layer=method.decoder_layer,
-                    layers=method.layers,
-                    where=experiment.where,
-                    epochs=experiment.epochs,
-                    seed=seed,
-                )
-            else:
-                if latents is None or latents[0] is not method:
-                    latents = method, uncompressed_latents(own, read_catalog(method.catalog), codec)
-                scores = score_latents(latents[1], own, epochs=experiment.epochs, seed=seed)
-            kept = {name: scores[name] for name in _KEPT}
-            found = {**facts, **kept, "codec_id": codec.id, "seconds": time.monotonic() - started, "key": key}
-        rows.append({**found, "method": method.name})
-        document = _write(out, experiment, rows)
-        if progress:
-            progress(len(rows), heads)
-    draw_rate_accuracy(document["summary"], curves(experiment), experiment.title, out / RATE_ACCURACY_PNG)
+    for method, archive, mine in zip(experiment.methods, archives, runs, strict=True):
+        coded: tuple[Codec, Coded, Row] | None = None
+        for task, seed in mine:
+            asked = _asked(experiment, method, archive.version, task, seed)
+            key = hashlib.sha256(json.dumps([asked, digest]).encode()).hexdigest()
+            found = known.get(key)
+            if found is None:
+                started = time.monotonic()
+                if coded is None:
+                    named = None if isinstance(method, Embeddings) else method.codec
+                    codec = load_codec(named) if named else archive.codecs(experiment.where)[0]
+                    made = encodings.code(method, archive, codec)
+                    coded = codec, made, encodings.facts(method, made, codec)
+                codec, made, facts = coded
+                if task == "head" and isinstance(method, Embeddings):
+                    scores = train_head_on_archive(
+                        archive,
+                        experiment.labels,
+                        out / HEADS / key[:16],
+                        decoder_layer=method.decoder_layer,
+                        layers=method.layers,
+                        where=experiment.where,
+                        epochs=experiment.epochs,
+                        seed=seed,
+                    )
+                elif task == "head":
+                    scores = score_latents(made.x, labels[0], epochs=experiment.epochs, seed=seed)
+                elif task == "retrieval":
+                    assert method.catalog is not None
+                    true = encodings.uncompressed(method.catalog, codec)
+                    scores = {"recall": _recall(made.x, true, labels[0], experiment.retrieval_k)}
+                else:
+                    scores = _probe(made.x, labels[0], task, seed)
+                kept = {name: scores.get(name) for name in _KEPT} | {"tiles": len(labels[0])}
+                found = {**asked, **kept, **facts, "seconds": time.monotonic() - started, "key": key}
+            rows.append({**found, "method": method.name})
+            document = _write(out, experiment, rows)
+            if progress:
+                progress(len(rows), sum(map(len, runs)))
+    by_curve = curves(experiment)
+    draw_rate_accuracy(document["summary"], by_curve, experiment.title, out / RATE_ACCURACY_PNG)
+    if any(row["snr_db"] is not None for row in document["summary"]):
+        draw_rate_distortion(document["summary"], by_curve, experiment.title, out / RATE_DISTORTION_PNG)
     return document
 
 
+def _runs(method: Method, experiment: Experiment) -> Iterator[tuple[Task, int]]:
+    """Each task and seed; neighbours are the same with all seeds."""
+    for task in tasks_of(method, experiment.tasks):
+        for seed in experiment.seeds[:1] if task in {"knn", "retrieval"} else experiment.seeds:
+            yield task, seed
+
+
+def _asked(experiment: Experiment, method: Method, version: int, task: Task, seed: int) -> Row:
+    """All that a score depends on beside the tiles, and that rows say of it."""
+    asked = {**method.model_dump(exclude={"name", "curve"}), "version": version, "task": task, "seed": seed}
+    if task == "head":
+        asked["epochs"] = experiment.epochs
+    if task == "retrieval":
+        asked["k"] = experiment.retrieval_k
+    return asked
+
+
+def _probe(x: Floats, labels: Labels, task: Task, seed: int) -> dict[str, Any]:
+    """Scores of a classification of mean tokens."""
+    test, classes = labels.is_test, len(labels.classes)
+    features, target = mean_tokens(x), labels.target
+    if task == "linear":
+        predicted = linear_probe(features[~test], target[~test], features[test], classes, seed)
+    else:
+        predicted = neighbours_vote(features[~test], target[~test], features[test], classes)
+    return asdict(score(target[test], predicted, target[~test], classes))
+
+
+def _recall(x: Floats, true: Floats, labels: Labels, k: int) -> float:
+    """Recall of test tiles' neighbours among the training tiles."""
+    found, wanted = mean_tokens(x), mean_tokens(true)
+    test = labels.is_test
+    return retrieval_recall(found[~test], found[test], wanted[~test], wanted[test], k)
+
+
 def _summary(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row a method: mean and spread (sample standard deviation) over seeds."""
-    for name in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == name]
-        accuracy = np.array([row["accuracy"] for row in mine])
+    """A row a method and task: mean and spread (sample standard deviation) over seeds."""
+    for name, task in dict.fromkeys((row["method"], row["task"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["task"]) == (name, task)]
+        measure = "recall" if task == "retrieval" else "accuracy"
+        values = np.array([row[measure] for row in mine])
+        shared = ("bytes_per_tile", "shared_bytes", "bits_per_channel", "bits_per_pixel", "mse", "snr_db", "majority")
         yield {
             "method": name,
-            "bytes_per_tile": float(np.mean([row["bytes_per_tile"] for row in mine])),
-            "accuracy": float(accuracy.mean()),
-            "accuracy_std": float(accuracy.std(ddof=1)) if len(mine) > 1 else None,
-            "majority": mine[0]["majority"],
+            "task": task,
+            "accuracy": None,
+            "recall": None,
+            measure: float(values.mean()),
+            f"{measure}_std": float(values.std(ddof=1)) if len(mine) > 1 else None,
+            **{key: mine[0][key] for key in shared},
             "seeds": len(mine),
         }
 

@@ -40,7 +40,7 @@ def test_raw_pixels_come_back_as_they_were(bits: Any, dtype: str, top: float) ->
         np.testing.assert_array_equal(coder.decode(data, *tile.shape[1:]), tile)
         plain = zstandard.ZstdCompressor(level=19).compress(tile.astype(dtype).tobytes())
         assert len(data) < 0.9 * len(plain), "differences of neighbours are smaller than pixels"
-    noise = np.random.default_rng(0).integers(0, top, (3, 4, 9, 5)).astype(np.float32)
+    noise = np.random.default_rng(0).integers(0, int(top), (3, 4, 9, 5)).astype(np.float32)
     for tile in noise:
         np.testing.assert_array_equal(coder.decode(coder.encode(tile), 9, 5), tile)
 

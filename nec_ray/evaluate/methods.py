@@ -1,0 +1,211 @@
+"""What each method leaves of the labelled tiles' embeddings, and the bytes that are fetched for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nec_ray.archive.archive import Archive
+from nec_ray.codec import Codec
+from nec_ray.evaluate.baselines import (
+    EmbeddingCoder,
+    PixelCoder,
+    fit_binary,
+    fit_jpeg2000,
+    fit_pca,
+    fit_quantised,
+    fit_raw,
+)
+from nec_ray.evaluate.consumer import check_valid, labelled_rows, parts, uncompressed_latents
+from nec_ray.evaluate.distortion import distortion
+from nec_ray.evaluate.experiment import (
+    Binary,
+    Embeddings,
+    Jpeg2000,
+    Method,
+    PrincipalComponents,
+    Quantised,
+    Raw,
+    SourceFiles,
+    Uncompressed,
+)
+from nec_ray.evaluate.fitting import Floats, align
+from nec_ray.evaluate.labels import Labels
+from nec_ray.models.embed import Embedder
+from nec_ray.storage import Store
+from nec_ray.tiles import Catalog, read_catalog, read_native, resize
+from nec_ray.tiles.rows import is_stack, is_zarr
+
+_TRAINING_TILES = 64
+"""Whose pixels ranges and arrangements are fitted to, evenly spaced among all."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a consumer has of the labelled tiles."""
+
+    x: Floats
+    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out."""
+    bytes_per_tile: float
+    """Mean of the bytes that are fetched for a tile."""
+    shared_bytes: int
+    """That are fetched once, whatever the number of tiles."""
+    bits_per_pixel: float | None
+    """Of the source's pixels, all bands together; None where no pixels are fetched."""
+
+
+class Encodings:
+    """Makes methods' embeddings of labelled tiles; the encoder's own, which several need, are made once.
+
+    Args:
+        labels: of the tiles; what is fitted is fitted to those that are not kept for the test.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        self._labels = labels
+        self._latents: tuple[tuple[str, str], Floats] | None = None
+
+    def uncompressed(self, catalog: str, codec: Codec) -> Floats:
+        """Latents float32 (tiles, tokens, channels) of a codec's encoder; the last ones are kept."""
+        key = (catalog, codec.id)
+        if self._latents is None or self._latents[0] != key:
+            self._latents = None  # before the next ones: both need not fit into memory
+            self._latents = key, uncompressed_latents(self._labels, read_catalog(catalog), codec)
+        return self._latents[1]
+
+    def code(self, method: Method, archive: Archive, codec: Codec) -> Coded:
+        """Code and decode all labelled tiles.
+
+        Raises:
+            InputError: the catalog lacks a labelled tile, its pixels cannot be read, or the method does not fit.
+        """
+        if isinstance(method, Embeddings):
+            pull = archive.pull(layers=method.layers, tile_ids=self._labels.tile_ids)
+            take = align(archive.url, pull, self._labels.tile_ids)
+            return Coded(pull.embeddings[take], float(pull.n_bytes[take].mean()), 0, None)
+        if isinstance(method, Raw | Jpeg2000):
+            return self._code_pixels(method, read_catalog(method.catalog), codec)
+        latents = self.uncompressed(method.catalog, codec)
+        if isinstance(method, Uncompressed):
+            return Coded(latents, latents[0].nbytes, 0, None)
+        if isinstance(method, SourceFiles):
+            catalog = read_catalog(method.catalog)
+            _, rows = labelled_rows(self._labels, catalog)
+            n_bytes = float(source_bytes(catalog, rows).mean())
+            return Coded(latents, n_bytes, 0, 8 * n_bytes / _pixels_per_tile(rows))
+        coder = _embedding_coder(method, latents[~self._labels.is_test])
+        out, total = np.empty_like(latents), 0
+        for number, tile in enumerate(latents):
+            data = coder.encode(tile)
+            total += len(data)
+            out[number] = coder.decode(data)
+        return Coded(out, total / len(out), coder.shared_bytes, None)
+
+    def facts(self, method: Method, coded: Coded, codec: Codec) -> dict[str, Any]:
+        """What rows of results say of a method whatever is done with its embeddings."""
+        found: dict[str, Any] = {
+            "bytes_per_tile": coded.bytes_per_tile,
+            "shared_bytes": coded.shared_bytes,
+            "bits_per_channel": 8 * coded.bytes_per_tile / (codec.spec.tokens * codec.spec.channels),
+            "bits_per_pixel": coded.bits_per_pixel,
+            "codec_id": codec.id,
+            "encoder_id": codec.spec.encoder_id,
+            "mse": None,
+            "snr_db": None,
+        }
+        if method.catalog is None:
+            return found
+        test = self._labels.is_test
+        whole = coded.x[test]
+        missing = codec.tables.median[whole.shape[2] :]
+        if len(missing):
+            whole = np.concatenate([whole, np.broadcast_to(missing, (*whole.shape[:2], len(missing)))], axis=2)
+        error = distortion(whole, self.uncompressed(method.catalog, codec)[test])
+        return found | {"mse": error.mse, "snr_db": error.snr_db}
+
+    def _code_pixels(self, method: Raw | Jpeg2000, catalog: Catalog, codec: Codec) -> Coded:
+        """Code the tiles' pixels, and give what is decoded to the encoder."""
+        place, rows = labelled_rows(self._labels, catalog)
+        is_test = dict(zip(self._labels.tile_ids, self._labels.is_test, strict=True))
+        train = np.flatnonzero([not is_test[name] for name in rows["tile_id"].to_pylist()])
+        some = train[np.linspace(0, len(train) - 1, min(len(train), _TRAINING_TILES)).round().astype(np.int64)]
+        coder = _pixel_coder(method, _pixels(rows.take(pa.array(some)), codec), set(rows["dtype"].to_pylist()))
+        spec, embedder, total = codec.spec.input, Embedder(codec), 0
+        out = np.empty((len(place), codec.spec.tokens, codec.spec.channels), np.float32)
+        for part in parts(rows):
+            decoded = []
+            for tile in _pixels(part, codec):
+                data = coder.encode(tile)
+                total += len(data)
+                decoded.append(resize(coder.decode(data, *tile.shape[1:]), spec.size, spec.size))
+            out[[place[name] for name in part["tile_id"].to_pylist()]] = embedder.latents(np.stack(decoded))
+        n_bytes = total / len(place)
+        return Coded(out, n_bytes, coder.shared_bytes, 8 * n_bytes / _pixels_per_tile(rows))
+
+
+def source_bytes(catalog: Catalog, rows: pa.Table) -> npt.NDArray[np.float64]:
+    """Bytes (rows,) of each tile's share of its source file, which the catalog's tiles of it share by their pixels.
+
+    Args:
+        catalog: all tiles of the files.
+        rows: the catalog rows that are asked for.
+
+    Raises:
+        NotFound: a file is not there.
+    """
+    pixels: dict[str, int] = {}
+    for name, count in zip(_files(catalog.table), _pixel_counts(catalog.table), strict=True):
+        pixels[name] = pixels.get(name, 0) + count
+    sizes: dict[str, int] = {}
+    for name in _files(rows):
+        if name not in sizes:
+            sizes[name] = _file_size(name)
+    return np.array(
+        [sizes[name] * count / pixels[name] for name, count in zip(_files(rows), _pixel_counts(rows), strict=True)]
+    )
+
+
+def _files(rows: pa.Table) -> list[str]:
+    return [source.partition("#")[0] if is_stack(source) else source for source in rows["source"].to_pylist()]
+
+
+def _pixel_counts(rows: pa.Table) -> list[int]:
+    return [w * h for w, h in zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True)]
+
+
+def _file_size(source: str) -> int:
+    if is_zarr(source):
+        return sum(entry.size for entry in Store(source).entries(""))
+    folder, _, name = source.rpartition("/")
+    return Store(folder or "/").size(name)
+
+
+def _pixels_per_tile(rows: pa.Table) -> float:
+    return float(np.mean(_pixel_counts(rows)))
+
+
+def _pixels(rows: pa.Table, codec: Codec) -> list[Floats]:
+    """Pixels of the codec's bands of tiles, as large as the source has them."""
+    spec, found = codec.spec.input, []
+    names = rows["tile_id"].to_pylist()
+    for name, tile in zip(names, read_native(rows, bands=spec.bands, fill=spec.mean), strict=True):
+        check_valid(name, tile.status, tile.reason)
+        assert tile.pixels is not None
+        found.append(tile.pixels)
+    return found
+
+
+def _embedding_coder(method: Quantised | PrincipalComponents | Binary, train: Floats) -> EmbeddingCoder:
+    if isinstance(method, Quantised):
+        return fit_quantised(train, method.precision, method.ranges, method.percentile)
+    if isinstance(method, PrincipalComponents):
+        return fit_pca(train, method.components, method.precision, method.ranges, method.percentile)
+    return fit_binary(train)
+
+
+def _pixel_coder(method: Raw | Jpeg2000, train: list[Floats], dtypes: set[str]) -> PixelCoder:
+    if isinstance(method, Raw):
+        return fit_raw(train, method.bits, dtypes)
+    return fit_jpeg2000(train, method.bits_per_pixel, method.bits, dtypes)
