@@ -6,8 +6,8 @@ from typing import Any
 
 from nec_ray.evaluate.pictures import PALETTE, new_figure
 
-_MARKERS = "osD^vP*X"
-_LINES = ("-", "--", ":")
+_COLOURS = [colour for colour in PALETTE if colour != "#F0E442"]  # a yellow line on white is hard to see
+_MARKERS = "osD^vP*X<>hpd"  # 13 shapes and 7 colours: no pair of them comes again
 _TASKS = {
     "head": "accuracy, attention pooling",
     "linear": "accuracy, linear probe",
@@ -39,8 +39,12 @@ def draw_rate_accuracy(summary: Rows, curves: Curves, title: str, out: Path) -> 
             mine = [row for row in summary if row["task"] == task]
             measure = "recall" if task == "retrieval" else "accuracy"
             _draw(axes, mine, curves, "bytes_per_tile", measure)
-            if mine[0]["majority"] is not None:
-                axes.axhline(mine[0]["majority"], color="#6E6E6E", linestyle=(0, (1, 3)), label="most frequent class")
+            majority = mine[0]["majority"]
+            if majority is not None:
+                seen = axes.get_ylim()
+                label = f"most frequent class ({majority:.1%})"
+                axes.axhline(majority, color="#6E6E6E", linestyle=(0, (1, 3)), label=label)
+                axes.set_ylim(seen)  # methods that are all far above it must not shrink into one line
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.set_xlabel("bytes a tile, as fetched")
@@ -83,10 +87,8 @@ def _draw(axes: Any, rows: Rows, curves: Curves, across: str, up: str) -> None:
             [row[up] for row in mine],
             [row.get(f"{up}_std") or 0 for row in mine],
             label=curve,
-            color=PALETTE[number % len(PALETTE)],
-            # Another shape with each colour, and another line with each round of them: colour is never alone.
+            color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number % len(_MARKERS)],
-            linestyle=_LINES[number // len(PALETTE) % len(_LINES)],
             markeredgecolor="black",
             markeredgewidth=0.5,
             capsize=3,
