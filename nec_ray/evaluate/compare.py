@@ -7,19 +7,19 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nec_ray.archive import open_archive
+from nec_ray.archive import Archive, open_archive
 from nec_ray.codec import Codec, load_codec
 from nec_ray.errors import InputError
 from nec_ray.evaluate.bench import machine
 from nec_ray.evaluate.consumer import read_tile_labels, score_latents, train_head_on_archive
-from nec_ray.evaluate.experiment import Embeddings, Experiment, Method, Task, curves, tasks_of
-from nec_ray.evaluate.fitting import Floats
+from nec_ray.evaluate.experiment import Embeddings, Experiment, Method, Task, curves, tasks_of, trains_encoder
+from nec_ray.evaluate.finetune import evaluate_pixels
 from nec_ray.evaluate.head import score
 from nec_ray.evaluate.labels import Labels
 from nec_ray.evaluate.methods import Coded, Encodings
@@ -34,6 +34,54 @@ _KEPT = ("accuracy", "balanced_accuracy", "majority", "recall")
 Progress = Callable[[int, int], None]
 """Called with (scores done, scores in all)."""
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A method, and all that its tasks need."""
+
+    experiment: Experiment
+    method: Method
+    archive: Archive
+    labels: Labels
+    encodings: Encodings
+    codec: Codec
+    coded: Coded
+
+    def scores(self, task: Task, seed: int, head: Path) -> dict[str, Any]:
+        """Do one task; the head of an archive's embeddings is written to the folder `head`."""
+        if task == "head":
+            return self._head(seed, head)
+        test, classes = self.labels.is_test, len(self.labels.classes)
+        x, y = mean_tokens(self.coded.x), self.labels.target
+        if task == "retrieval":
+            assert self.method.catalog is not None  # the experiment has checked
+            true = mean_tokens(self.encodings.uncompressed(self.method.catalog, self.codec))
+            k = self.experiment.retrieval_k
+            return {"recall": retrieval_recall(x[~test], x[test], true[~test], true[test], k)}
+        if task == "linear":
+            predicted = linear_probe(x[~test], y[~test], x[test], classes, seed)
+        else:
+            predicted = neighbours_vote(x[~test], y[~test], x[test], classes)
+        return asdict(score(y[test], predicted, y[~test], classes))
+
+    def _head(self, seed: int, folder: Path) -> dict[str, Any]:
+        how: dict[str, Any] = {"epochs": self.experiment.epochs, "seed": seed}
+        method, x, y, test = self.method, self.coded.x, self.labels.target, self.labels.is_test
+        if isinstance(method, Embeddings):
+            return train_head_on_archive(
+                self.archive,
+                self.experiment.labels,
+                folder,
+                decoder_layer=method.decoder_layer,
+                layers=method.layers,
+                where=self.experiment.where,
+                **how,
+            )
+        if trains_encoder(method):
+            classes = len(self.labels.classes)
+            return asdict(evaluate_pixels(x[~test], y[~test], x[test], y[test], self.codec, classes=classes, **how))
+        return score_latents(x, self.labels, **how)
 
 
 def compare(experiment: Experiment, out: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -75,28 +123,10 @@ def compare(experiment: Experiment, out: Path, progress: Progress | None = None)
                     codec = load_codec(named) if named else archive.codecs(experiment.where)[0]
                     made = encodings.code(method, archive, codec)
                     coded = codec, made, encodings.facts(method, made, codec)
-                codec, made, facts = coded
-                if task == "head" and isinstance(method, Embeddings):
-                    scores = train_head_on_archive(
-                        archive,
-                        experiment.labels,
-                        out / HEADS / key[:16],
-                        decoder_layer=method.decoder_layer,
-                        layers=method.layers,
-                        where=experiment.where,
-                        epochs=experiment.epochs,
-                        seed=seed,
-                    )
-                elif task == "head":
-                    scores = score_latents(made.x, labels[0], epochs=experiment.epochs, seed=seed)
-                elif task == "retrieval":
-                    assert method.catalog is not None
-                    true = encodings.uncompressed(method.catalog, codec)
-                    scores = {"recall": _recall(made.x, true, labels[0], experiment.retrieval_k)}
-                else:
-                    scores = _probe(made.x, labels[0], task, seed)
+                work = _Work(experiment, method, archive, labels[0], encodings, *coded[:2])
+                scores = work.scores(task, seed, out / HEADS / key[:16])
                 kept = {name: scores.get(name) for name in _KEPT} | {"tiles": len(labels[0])}
-                found = {**asked, **kept, **facts, "seconds": time.monotonic() - started, "key": key}
+                found = {**asked, **kept, **coded[2], "seconds": time.monotonic() - started, "key": key}
             rows.append({**found, "method": method.name})
             document = _write(out, experiment, rows)
             if progress:
@@ -123,24 +153,6 @@ def _asked(experiment: Experiment, method: Method, version: int, task: Task, see
     if task == "retrieval":
         asked["k"] = experiment.retrieval_k
     return asked
-
-
-def _probe(x: Floats, labels: Labels, task: Task, seed: int) -> dict[str, Any]:
-    """Scores of a classification of mean tokens."""
-    test, classes = labels.is_test, len(labels.classes)
-    features, target = mean_tokens(x), labels.target
-    if task == "linear":
-        predicted = linear_probe(features[~test], target[~test], features[test], classes, seed)
-    else:
-        predicted = neighbours_vote(features[~test], target[~test], features[test], classes)
-    return asdict(score(target[test], predicted, target[~test], classes))
-
-
-def _recall(x: Floats, true: Floats, labels: Labels, k: int) -> float:
-    """Recall of test tiles' neighbours among the training tiles."""
-    found, wanted = mean_tokens(x), mean_tokens(true)
-    test = labels.is_test
-    return retrieval_recall(found[~test], found[test], wanted[~test], wanted[test], k)
 
 
 def _summary(rows: Sequence[Row]) -> Iterator[Row]:

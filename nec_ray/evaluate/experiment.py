@@ -86,22 +86,30 @@ class Binary(_OfPixels):
     kind: Literal["binary"]
 
 
-class Raw(_OfPixels):
-    """Pixels as large as the source has them, with zstd (NEC, "RDC"); the encoder runs at the consumer."""
+class _CodedPixels(_OfPixels):
+    """What methods have in common that send pixels: the encoder runs at the consumer."""
+
+    encoder: Literal["frozen", "trained"] = "frozen"
+    """Whether the consumer trains the encoder with the head, end to end, as the paper does with raw data; only the
+    head's task is done then."""
+
+
+class Raw(_CodedPixels):
+    """Pixels as large as the source has them, with zstd (NEC, "RDC")."""
 
     kind: Literal["raw"]
     bits: Depth
     """Of a pixel's value; sources of more are scaled."""
 
 
-class SourceFiles(_OfPixels):
-    """The source files as they are, a tile's share of its file by its pixels; the encoder runs at the consumer."""
+class SourceFiles(_CodedPixels):
+    """The source files as they are, a tile's share of its file by its pixels."""
 
     kind: Literal["files"]
 
 
-class Jpeg2000(_OfPixels):
-    """JPEG 2000 of the pixels; the encoder runs at the consumer."""
+class Jpeg2000(_CodedPixels):
+    """JPEG 2000 of the pixels."""
 
     kind: Literal["jpeg2000"]
     bits_per_pixel: float = Field(gt=0)
@@ -180,9 +188,14 @@ def experiment_schema() -> dict[str, Any]:
     return schema(Experiment)
 
 
+def trains_encoder(method: Method) -> bool:
+    """Whether the encoder is trained with the head, on pixels."""
+    return isinstance(method, Raw | SourceFiles | Jpeg2000) and method.encoder == "trained"
+
+
 def tasks_of(method: Method, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that a method is asked to do: behind the decoder layer there is only the head."""
-    if isinstance(method, Embeddings) and method.decoder_layer != "none":
+    """The tasks that a method is asked to do: behind a layer or encoder that is trained there is only the head."""
+    if trains_encoder(method) or (isinstance(method, Embeddings) and method.decoder_layer != "none"):
         return [task for task in tasks if task == "head"]
     return list(tasks)
 

@@ -30,6 +30,7 @@ from nec_ray.evaluate.experiment import (
     Raw,
     SourceFiles,
     Uncompressed,
+    trains_encoder,
 )
 from nec_ray.evaluate.fitting import Floats, align
 from nec_ray.evaluate.labels import Labels
@@ -47,7 +48,8 @@ class Coded:
     """What a consumer has of the labelled tiles."""
 
     x: Floats
-    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out."""
+    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out. Where
+    the consumer trains the encoder: its input, pixels (tiles, bands, size, size) in the source's units."""
     bytes_per_tile: float
     """Mean of the bytes that are fetched for a tile."""
     shared_bytes: int
@@ -85,16 +87,11 @@ class Encodings:
             pull = archive.pull(layers=method.layers, tile_ids=self._labels.tile_ids)
             take = align(archive.url, pull, self._labels.tile_ids)
             return Coded(pull.embeddings[take], float(pull.n_bytes[take].mean()), 0, None)
-        if isinstance(method, Raw | Jpeg2000):
+        if isinstance(method, Raw | Jpeg2000 | SourceFiles):
             return self._code_pixels(method, read_catalog(method.catalog), codec)
         latents = self.uncompressed(method.catalog, codec)
         if isinstance(method, Uncompressed):
             return Coded(latents, latents[0].nbytes, 0, None)
-        if isinstance(method, SourceFiles):
-            catalog = read_catalog(method.catalog)
-            _, rows = labelled_rows(self._labels, catalog)
-            n_bytes = float(source_bytes(catalog, rows).mean())
-            return Coded(latents, n_bytes, 0, 8 * n_bytes / _pixels_per_tile(rows))
         coder = _embedding_coder(method, latents[~self._labels.is_test])
         out, total = np.empty_like(latents), 0
         for number, tile in enumerate(latents):
@@ -115,7 +112,7 @@ class Encodings:
             "mse": None,
             "snr_db": None,
         }
-        if method.catalog is None:
+        if method.catalog is None or trains_encoder(method):
             return found
         test = self._labels.is_test
         whole = coded.x[test]
@@ -125,24 +122,35 @@ class Encodings:
         error = distortion(whole, self.uncompressed(method.catalog, codec)[test])
         return found | {"mse": error.mse, "snr_db": error.snr_db}
 
-    def _code_pixels(self, method: Raw | Jpeg2000, catalog: Catalog, codec: Codec) -> Coded:
-        """Code the tiles' pixels, and give what is decoded to the encoder."""
+    def _code_pixels(self, method: Raw | Jpeg2000 | SourceFiles, catalog: Catalog, codec: Codec) -> Coded:
+        """Code the tiles' pixels, and give what is decoded to the encoder, unless that is to be trained."""
         place, rows = labelled_rows(self._labels, catalog)
-        is_test = dict(zip(self._labels.tile_ids, self._labels.is_test, strict=True))
-        train = np.flatnonzero([not is_test[name] for name in rows["tile_id"].to_pylist()])
-        some = train[np.linspace(0, len(train) - 1, min(len(train), _TRAINING_TILES)).round().astype(np.int64)]
-        coder = _pixel_coder(method, _pixels(rows.take(pa.array(some)), codec), set(rows["dtype"].to_pylist()))
+        coder = None if isinstance(method, SourceFiles) else self._fit_pixels(method, rows, codec)
         spec, embedder, total = codec.spec.input, Embedder(codec), 0
-        out = np.empty((len(place), codec.spec.tokens, codec.spec.channels), np.float32)
+        latent, image = (codec.spec.tokens, codec.spec.channels), (len(spec.bands), spec.size, spec.size)
+        out = np.empty((len(place), *(image if trains_encoder(method) else latent)), np.float32)
         for part in parts(rows):
             decoded = []
             for tile in _pixels(part, codec):
-                data = coder.encode(tile)
+                data = coder.encode(tile) if coder else b""
                 total += len(data)
-                decoded.append(resize(coder.decode(data, *tile.shape[1:]), spec.size, spec.size))
-            out[[place[name] for name in part["tile_id"].to_pylist()]] = embedder.latents(np.stack(decoded))
-        n_bytes = total / len(place)
-        return Coded(out, n_bytes, coder.shared_bytes, 8 * n_bytes / _pixels_per_tile(rows))
+                seen = coder.decode(data, *tile.shape[1:]) if coder else tile
+                decoded.append(resize(seen, spec.size, spec.size))
+            pixels = np.stack(decoded)
+            made = pixels if trains_encoder(method) else embedder.latents(pixels)
+            out[[place[name] for name in part["tile_id"].to_pylist()]] = made
+        n_bytes = total / len(place) if coder else float(source_bytes(catalog, rows).mean())
+        return Coded(out, n_bytes, coder.shared_bytes if coder else 0, 8 * n_bytes / _pixels_per_tile(rows))
+
+    def _fit_pixels(self, method: Raw | Jpeg2000, rows: pa.Table, codec: Codec) -> PixelCoder:
+        """Fit a coder to training tiles evenly spaced among their catalog rows."""
+        is_test = dict(zip(self._labels.tile_ids, self._labels.is_test, strict=True))
+        train = np.flatnonzero([not is_test[name] for name in rows["tile_id"].to_pylist()])
+        some = train[np.linspace(0, len(train) - 1, min(len(train), _TRAINING_TILES)).round().astype(np.int64)]
+        pixels, dtypes = _pixels(rows.take(pa.array(some)), codec), set(rows["dtype"].to_pylist())
+        if isinstance(method, Raw):
+            return fit_raw(pixels, method.bits, dtypes)
+        return fit_jpeg2000(pixels, method.bits_per_pixel, method.bits, dtypes)
 
 
 def source_bytes(catalog: Catalog, rows: pa.Table) -> npt.NDArray[np.float64]:
@@ -203,9 +211,3 @@ def _embedding_coder(method: Quantised | PrincipalComponents | Binary, train: Fl
     if isinstance(method, PrincipalComponents):
         return fit_pca(train, method.components, method.precision, method.ranges, method.percentile)
     return fit_binary(train)
-
-
-def _pixel_coder(method: Raw | Jpeg2000, train: list[Floats], dtypes: set[str]) -> PixelCoder:
-    if isinstance(method, Raw):
-        return fit_raw(train, method.bits, dtypes)
-    return fit_jpeg2000(train, method.bits_per_pixel, method.bits, dtypes)

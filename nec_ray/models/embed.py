@@ -35,9 +35,7 @@ class Embedder:
     """
 
     def __init__(self, codec: Codec, device: str = "cpu") -> None:
-        config = mae_config(codec)
-        self._encoder = MaeEncoder(config).eval()
-        _load(self._encoder, codec, "encoder")
+        self._encoder = encoder_of(codec).eval()
         self._device = torch.device(device)
         self._encoder.to(self._device)
         spec = codec.spec.input
@@ -45,7 +43,10 @@ class Embedder:
         self._std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
         self._shape = (len(spec.bands), spec.size, spec.size)
         self._median = codec.tables.median
-        self._latent = (config.tokens, codec.spec.channels)  # fewer than the encoder's where the codec is truncated
+        self._latent = (
+            self._encoder.tokens,
+            codec.spec.channels,
+        )  # fewer than the encoder's where the codec is truncated
 
     def latents(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Latents float32 (tiles, tokens, channels) of pixels float32 (tiles, bands, size, size), raw units.
@@ -97,6 +98,13 @@ def mae_config(codec: Codec) -> MaeConfig:
     if ((config.side, config.side), config.size, config.bands) != declared or spec.channels > config.dim:
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
     return config
+
+
+def encoder_of(codec: Codec) -> MaeEncoder:
+    """The codec's encoder: normalised pixels (batch, bands, size, size) -> latent (batch, tokens, dim)."""
+    encoder = MaeEncoder(mae_config(codec))
+    _load(encoder, codec, "encoder")
+    return encoder
 
 
 def first_decoder_layer(codec: Codec) -> nn.Module:

@@ -114,7 +114,7 @@ def test_what_is_finished_is_not_done_again(work: Path, tmp_path: Path, monkeypa
 def test_probes_and_neighbours_of_every_kind_of_method(work: Path, tmp_path: Path) -> None:
     here = {"archive": str(work / "archive"), "catalog": str(work / "catalog.parquet")}
     random_codec(work / "other", seed=1)
-    methods = [
+    methods: list[dict[str, Any]] = [
         {"kind": "nec", "name": "first layer", "layers": 1, **here},
         {"kind": "nec", "name": "behind the decoder layer", "decoder_layer": "frozen", "archive": here["archive"]},
         {"kind": "uncompressed", "name": "float32", **here},
@@ -137,6 +137,13 @@ def test_probes_and_neighbours_of_every_kind_of_method(work: Path, tmp_path: Pat
         assert 0 < row["recall"] < 1
         assert row["mse"] > 0
         assert row["k"] == 5
+    ends = [{"kind": "raw", "name": "end to end", "bits": 8, "encoder": "trained", **here}]
+    trained = compare(
+        Experiment.model_validate(document(work, methods=ends, tasks=["knn", "head"], seeds=[0])), tmp_path / "trained"
+    )
+    assert [(row["task"], row["mse"]) for row in trained["results"]] == [("head", None)]
+    assert 0 < trained["results"][0]["accuracy"] <= 1
+    assert not (tmp_path / "trained" / RATE_DISTORTION_PNG).exists()
     # One score by hand: neighbours of the archive's own first layer vote.
     labels = read_tile_labels(open_archive(work / "archive"), str(builtin_labels()), None)
     pull = open_archive(work / "archive").pull(layers=1, tile_ids=labels.tile_ids)

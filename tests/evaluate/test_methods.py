@@ -94,6 +94,15 @@ def test_raw_pixels_of_sixteen_bits_give_the_very_embeddings(made: Made) -> None
     assert less["snr_db"] > 20
 
 
+def test_a_consumer_who_trains_the_encoder_gets_the_pixels(made: Made) -> None:
+    labels, codec, _, _ = made
+    coded, facts = code(made, kind="raw", bits=16, encoder="trained")
+    frozen, _ = code(made, kind="raw", bits=16)
+    assert coded.x.shape == (len(labels), 3, 32, 32)
+    np.testing.assert_array_equal(Embedder(codec).latents(coded.x[:8]), latents(made)[:8])
+    assert (coded.bytes_per_tile, facts["mse"]) == (frozen.bytes_per_tile, None)
+
+
 def test_jpeg_2000_comes_nearer_with_its_rate(made: Made) -> None:
     found = [code(made, kind="jpeg2000", bits_per_pixel=rate, curve="JPEG 2000")[1] for rate in (1.5, 4, 12)]
     assert [row["bytes_per_tile"] for row in found] == sorted(row["bytes_per_tile"] for row in found)
