@@ -9,6 +9,7 @@ from nec_ray.evaluate.baselines.blocks import Block, fit_block
 
 Floats = npt.NDArray[np.float32]
 _SAMPLES = 16
+_TOKENS_A_STEP = 1 << 14
 _MEDIAN_VALUES = 1 << 25
 """Values that medians are taken of, at most: tokens evenly spaced among all."""
 
@@ -48,10 +49,14 @@ def fit_binary(train: Floats) -> BinaryCoder:
     tokens, channels = train.shape[1:]
     values = train.reshape(-1, channels)
     threshold = np.median(values[:: max(1, values.size // _MEDIAN_VALUES)], axis=0).astype(np.float32)
-    above = values > threshold
-    count = above.sum(axis=0)
-    total, high = values.sum(axis=0, dtype=np.float64), np.where(above, values, 0).sum(axis=0, dtype=np.float64)
-    levels = np.stack([(total - high) / np.maximum(len(values) - count, 1), high / np.maximum(count, 1)])
-    levels[1] = np.where(count > 0, levels[1], threshold)  # nothing lies above where a channel never changes
+    count, sums = np.zeros((2, channels)), np.zeros((2, channels))
+    for start in range(0, len(values), _TOKENS_A_STEP):
+        part = values[start : start + _TOKENS_A_STEP].astype(np.float64)
+        above = part > threshold
+        for side, mine in enumerate((~above, above)):
+            count[side] += mine.sum(axis=0)
+            sums[side] += np.where(mine, part, 0).sum(axis=0)
+    # Nothing lies above where a channel never changes.
+    levels = np.where(count > 0, sums / np.maximum(count, 1), threshold)
     block = fit_block([(tile > threshold).astype(np.uint8) for tile in train[:_SAMPLES]], 1, ((0, 1), (1, 0)))
     return BinaryCoder(threshold, levels.astype(np.float32), tokens, block)

@@ -66,5 +66,5 @@ def fit_pca(
         part = train[start : start + _TILES_A_STEP].reshape(-1, channels) - mean
         covariance += part.T @ part
     basis = np.linalg.eigh(covariance)[1][:, ::-1][:, :components].astype(np.float32)
-    kept = (train - mean.astype(np.float32)) @ basis
+    kept = np.stack([(tile - mean.astype(np.float32)) @ basis for tile in train])
     return PcaCoder(mean.astype(np.float32), basis, fit_quantised(kept, precision, ranges, percentile))
