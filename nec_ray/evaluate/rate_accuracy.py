@@ -8,6 +8,8 @@ from nec_ray.evaluate.pictures import PALETTE, new_figure
 
 _COLOURS = [colour for colour in PALETTE if colour != "#F0E442"]  # a yellow line on white is hard to see
 _MARKERS = "osD^vP*X<>hpd"  # 13 shapes and 7 colours: no pair of them comes again
+_LINES = ("-", "--", ":")
+"""For each round of the colours."""
 _TASKS = {
     "head": "accuracy, attention pooling",
     "linear": "accuracy, linear probe",
@@ -89,6 +91,7 @@ def _draw(axes: Any, rows: Rows, curves: Curves, across: str, up: str) -> None:
             label=curve,
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number % len(_MARKERS)],
+            linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
             markeredgecolor="black",
             markeredgewidth=0.5,
             capsize=3,

@@ -36,7 +36,9 @@ class Scaling:
 
     def pixels(self, whole: npt.NDArray[Any]) -> Floats:
         """Pixels float32 of integers (bands, height, width)."""
-        return self.low[:, None, None] + whole.astype(np.float32) * self.step[:, None, None]
+        # In the order that sources are read in: sums over them then round in the same way.
+        values = np.ascontiguousarray(whole, np.float32)
+        return self.low[:, None, None] + values * self.step[:, None, None]
 
 
 def fit_scaling(train: Sequence[Floats], bits: Depth, dtypes: set[str]) -> Scaling:
