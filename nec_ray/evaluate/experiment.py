@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,19 +54,32 @@ class Uncompressed(_OfPixels):
     kind: Literal["uncompressed"]
 
 
-class Quantised(_OfPixels):
-    """Embeddings quantised uniformly, with zstd (NEC, "UQE")."""
+class _Ranged(_OfPixels):
+    """What methods have in common that quantise uniformly."""
 
-    kind: Literal["quantised"]
     precision: Precision
     """Of a value: floats, or affine integers."""
-    ranges: Ranges = "tensor"
-    """Integers' range: one for all values, as the paper has it, or one a channel; of the training tiles."""
+    ranges: Ranges
+    """Integers' range, of the training tiles."""
     percentile: float = Field(default=100, gt=50, le=100)
     """That ranges end at on both sides; 100 is from the least to the greatest value."""
 
+    @model_validator(mode="after")
+    def _integers_only(self) -> Self:
+        if self.precision.startswith("float") and self.model_fields_set & {"ranges", "percentile"}:
+            raise ValueError("floats have no ranges: leave out ranges and percentile")
+        return self
 
-class PrincipalComponents(_OfPixels):
+
+class Quantised(_Ranged):
+    """Embeddings quantised uniformly, with zstd (NEC, "UQE")."""
+
+    kind: Literal["quantised"]
+    ranges: Ranges = "tensor"
+    """Integers' range: one for all values, as the paper has it, or one a channel; of the training tiles."""
+
+
+class PrincipalComponents(_Ranged):
     """The tokens' first principal components, fitted on the training tiles and quantised, with zstd."""
 
     kind: Literal["pca"]
@@ -76,8 +89,6 @@ class PrincipalComponents(_OfPixels):
     """Of a component."""
     ranges: Ranges = "channel"
     """Integers' range: one a component, or one for all, which gives components that vary little fewer bits."""
-    percentile: float = Field(default=100, gt=50, le=100)
-    """See the quantised embeddings."""
 
 
 class Binary(_OfPixels):

@@ -1,6 +1,7 @@
 """`nec evaluate`: each method scored as `nec head` scores it, runs that go on, and files that cannot be."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+import nec_ray
 from nec_ray.archive import open_archive
 from nec_ray.config import check
 from nec_ray.contracts import contract
@@ -187,6 +189,15 @@ def test_methods_on_other_tiles_are_refused_before_anything_is_trained(work: Pat
             {"methods": [{"kind": "quantised", "name": "x", "archive": "a", "catalog": "c", "precision": "int9"}]},
             "methods.0.quantised.precision: ",
         ),
+        (
+            {
+                "methods": [
+                    {"kind": "pca", "name": "x", "archive": "a", "catalog": "c", "components": 2}
+                    | {"precision": "float16", "ranges": "channel"}
+                ]
+            },
+            "methods.0.pca: floats have no ranges",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_key(
@@ -206,6 +217,15 @@ def test_the_schema_is_that_of_the_model(work: Path) -> None:
     schema = contract("evaluation.schema.json")
     assert schema == experiment_schema(), "write experiment_schema() to schemas/evaluation.schema.json"
     Draft202012Validator(schema).validate(document(work))
+
+
+def test_the_page_s_example_is_an_experiment(tmp_path: Path) -> None:
+    page = Path(nec_ray.__file__).parent / "docs" / "evaluation.md"
+    [example] = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "experiment.toml").write_text(example)
+    experiment = read_experiment(tmp_path / "experiment.toml")
+    kinds = set(experiment_schema()["properties"]["methods"]["items"]["discriminator"]["mapping"])
+    assert {method.kind for method in experiment.methods} == kinds, "the page shows every kind of method"
 
 
 def test_a_file_that_is_no_result_is_not_overwritten(work: Path, tmp_path: Path) -> None:
