@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ class _Work:
     encodings: Encodings
     codec: Codec
     coded: Coded
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, method: Method, archive: Archive, labels: Labels, encodings: Encodings
+    ) -> "_Work":
+        """With all tiles coded and decoded."""
+        named = None if isinstance(method, Embeddings) else method.codec
+        codec = load_codec(named) if named else archive.codecs(experiment.where)[0]
+        return cls(experiment, method, archive, labels, encodings, codec, encodings.code(method, archive, codec))
+
+    @cached_property
+    def facts(self) -> Row:
+        """What all rows of the method say."""
+        return self.encodings.facts(self.method, self.coded, self.codec)
 
     def scores(self, task: Task, seed: int, head: Path) -> dict[str, Any]:
         """Do one task; the head of an archive's embeddings is written to the folder `head`."""
@@ -111,22 +126,17 @@ def compare(experiment: Experiment, out: Path, progress: Progress | None = None)
     rows: list[Row] = []
     document: dict[str, Any] = {}
     for method, archive, mine in zip(experiment.methods, archives, runs, strict=True):
-        coded: tuple[Codec, Coded, Row] | None = None
+        work: _Work | None = None  # and that of the method before leaves the memory
         for task, seed in mine:
             asked = _asked(experiment, method, archive.version, task, seed)
             key = hashlib.sha256(json.dumps([asked, digest]).encode()).hexdigest()
             found = known.get(key)
             if found is None:
                 started = time.monotonic()
-                if coded is None:
-                    named = None if isinstance(method, Embeddings) else method.codec
-                    codec = load_codec(named) if named else archive.codecs(experiment.where)[0]
-                    made = encodings.code(method, archive, codec)
-                    coded = codec, made, encodings.facts(method, made, codec)
-                work = _Work(experiment, method, archive, labels[0], encodings, *coded[:2])
+                work = work or _Work.of(experiment, method, archive, labels[0], encodings)
                 scores = work.scores(task, seed, out / HEADS / key[:16])
                 kept = {name: scores.get(name) for name in _KEPT} | {"tiles": len(labels[0])}
-                found = {**asked, **kept, **coded[2], "seconds": time.monotonic() - started, "key": key}
+                found = {**asked, **kept, **work.facts, "seconds": time.monotonic() - started, "key": key}
             rows.append({**found, "method": method.name})
             document = _write(out, experiment, rows)
             if progress:

@@ -1,5 +1,6 @@
 """What each method leaves of the labelled tiles' embeddings, and the bytes that are fetched for it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nec_ray.archive.archive import Archive
+from nec_ray.archive import Archive
 from nec_ray.codec import Codec
 from nec_ray.evaluate.baselines import (
     EmbeddingCoder,
@@ -147,7 +148,7 @@ class Encodings:
         is_test = dict(zip(self._labels.tile_ids, self._labels.is_test, strict=True))
         train = np.flatnonzero([not is_test[name] for name in rows["tile_id"].to_pylist()])
         some = train[np.linspace(0, len(train) - 1, min(len(train), _TRAINING_TILES)).round().astype(np.int64)]
-        pixels, dtypes = _pixels(rows.take(pa.array(some)), codec), set(rows["dtype"].to_pylist())
+        pixels, dtypes = list(_pixels(rows.take(pa.array(some)), codec)), set(rows["dtype"].to_pylist())
         if isinstance(method, Raw):
             return fit_raw(pixels, method.bits, dtypes)
         return fit_jpeg2000(pixels, method.bits_per_pixel, method.bits, dtypes)
@@ -194,15 +195,13 @@ def _pixels_per_tile(rows: pa.Table) -> float:
     return float(np.mean(_pixel_counts(rows)))
 
 
-def _pixels(rows: pa.Table, codec: Codec) -> list[Floats]:
-    """Pixels of the codec's bands of tiles, as large as the source has them."""
-    spec, found = codec.spec.input, []
-    names = rows["tile_id"].to_pylist()
+def _pixels(rows: pa.Table, codec: Codec) -> Iterator[Floats]:
+    """Pixels (bands, height, width) of the codec's bands of tiles, one after the other, as the sources have them."""
+    spec, names = codec.spec.input, rows["tile_id"].to_pylist()
     for name, tile in zip(names, read_native(rows, bands=spec.bands, fill=spec.mean), strict=True):
         check_valid(name, tile.status, tile.reason)
         assert tile.pixels is not None
-        found.append(tile.pixels)
-    return found
+        yield tile.pixels
 
 
 def _embedding_coder(method: Quantised | PrincipalComponents | Binary, train: Floats) -> EmbeddingCoder:
