@@ -185,10 +185,9 @@ def _pixel_counts(rows: pa.Table) -> list[int]:
 
 
 def _file_size(source: str) -> int:
-    if is_zarr(source):
-        return sum(entry.size for entry in Store(source).entries(""))
     folder, _, name = source.rpartition("/")
-    return Store(folder or "/").size(name)
+    store = Store(folder or "/")
+    return sum(entry.size for entry in store.entries(name)) if is_zarr(source) else store.size(name)
 
 
 def _pixels_per_tile(rows: pa.Table) -> float:

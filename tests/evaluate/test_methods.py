@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pydantic import TypeAdapter
@@ -14,7 +15,7 @@ from nec_ray.evaluate.experiment import Method
 from nec_ray.evaluate.labels import LABEL_ROWS, Labels, read_labels
 from nec_ray.evaluate.methods import Coded, Encodings, source_bytes
 from nec_ray.models.embed import Embedder
-from nec_ray.tiles import build_catalog, builtin_labels, builtin_scene, read_catalog, read_tiles, write_catalog
+from nec_ray.tiles import Catalog, build_catalog, builtin_labels, builtin_scene, read_catalog, read_tiles, write_catalog
 from tests.runtime.make import random_codec
 
 Made = tuple[Labels, Codec, str, Encodings]
@@ -123,6 +124,16 @@ def test_tiles_share_their_file_s_bytes(made: Made, tmp_path: Path) -> None:
     images = build_catalog(str(tmp_path))
     sizes = [(tmp_path / name).stat().st_size for name in images.table["tile_id"].to_pylist()]
     assert source_bytes(images, images.table).tolist() == pytest.approx(sizes)
+
+
+def test_images_of_one_stack_share_it_by_their_pixels(tmp_path: Path) -> None:
+    for name, size in (("cube.zarr/zarr.json", 100), ("cube.zarr/c/0/0", 500), ("other.zarr/c/0", 7)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "tiles.h5").write_bytes(bytes(90))
+    source = [f"{tmp_path}/cube.zarr#0", f"{tmp_path}/cube.zarr#1", f"{tmp_path}/tiles.h5#0", f"{tmp_path}/tiles.h5#1"]
+    table = pa.table({"source": source, "width": [10, 10, 4, 4], "height": [10, 20, 4, 4]})
+    assert source_bytes(Catalog(table), table.slice(1)).tolist() == [400, 45, 45]
 
 
 def test_layers_that_were_left_out_count_as_their_medians(made: Made) -> None:
