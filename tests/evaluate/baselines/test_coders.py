@@ -1,6 +1,7 @@
 """Coders of embeddings: each against its definition written out, at bytes that decode."""
 
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from nec_ray.errors import InputError
 from nec_ray.evaluate.baselines import EmbeddingCoder, fit_binary, fit_pca, fit_quantised
 from nec_ray.evaluate.baselines.blocks import Block, Form, fit_block, unsigned
+from nec_ray.evaluate.baselines.quantised import AffineCoder
 
 Floats = npt.NDArray[np.float32]
 TOKENS, CHANNELS = 12, 20
@@ -161,3 +163,17 @@ def test_signs_are_taken_around_medians_and_stand_for_means(tiles: Floats) -> No
         np.testing.assert_allclose(got[:, :, c], expected, rtol=1e-5)
     assert max(len(coder.encode(tile)) for tile in test) <= TOKENS * CHANNELS / 8 + 20
     assert coder.shared_bytes == 4 * 3 * CHANNELS
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
+def test_blocks_are_near_the_entropy_of_what_they_hold_and_below_deflate(bits: int) -> None:
+    x = np.random.default_rng(2).laplace(size=(4, 196, 96)).astype(np.float32)
+    coder = fit_quantised(x, f"int{bits}", "channel", 99.9)  # type: ignore[arg-type]
+    assert isinstance(coder, AffineCoder)
+    for tile in x:
+        values = np.clip(np.rint((tile - coder.low) / coder.step), 0, 2**bits - 1).astype(np.uint8)
+        share = np.bincount(values.ravel()) / values.size
+        entropy = -(share[share > 0] * np.log2(share[share > 0])).sum() * values.size / 8
+        size = len(coder.encode(tile))
+        assert 0.95 * entropy < size < 1.06 * entropy + 100
+        assert size < 1.01 * len(zlib.compress(values.tobytes(), 9))
