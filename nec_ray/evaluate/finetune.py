@@ -42,12 +42,15 @@ class PixelEncoder(nn.Module):
         spec = codec.spec.input
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32)[:, None, None])
         self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32)[:, None, None])
+        self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Tokens of raw pixels."""
         x = (pixels - self.mean) / self.std
         if self.training:
+            if self._generator.device != x.device:
+                self._generator = torch.Generator(x.device).manual_seed(self._seed)
             x = augment(x, _AUGMENTATIONS, self._generator)
         tokens: Tensor = self.encoder(x)
         return tokens
