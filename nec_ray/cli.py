@@ -389,21 +389,24 @@ def evaluate(
     config: Annotated[
         Path, typer.Argument(help="A TOML file; its keys are in schemas/evaluation.schema.json.", parser=_local)
     ],
-    out: Annotated[Path, typer.Option(help="Folder for results.json, the picture and the heads.", parser=_local)],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, the pictures and the heads.", parser=_local)],
     as_json: Json = False,
 ) -> None:
-    """Compare methods by accuracy and bytes: the same heads on the same tiles, with several seeds."""
+    """Compare methods by accuracy and bytes: the same tasks on the same tiles, with several seeds."""
     from nec_ray.evaluate.compare import RATE_ACCURACY_PNG, compare
     from nec_ray.evaluate.experiment import read_experiment
 
     with progress_bar("training heads", as_json) as advance:
         document = compare(read_experiment(config), out, advance)
-    lines = [
-        f"{row['method']}: accuracy {row['accuracy']:.3f}"
-        + (f" (spread {row['accuracy_std']:.3f} over {row['seeds']} seeds)" if row["accuracy_std"] is not None else "")
-        + f", {row['bytes_per_tile']:,.0f} bytes a tile"
-        for row in document["summary"]
-    ]
+    lines = []
+    for row in document["summary"]:
+        measure = "accuracy" if row["recall"] is None else "recall"
+        spread = row[f"{measure}_std"]
+        lines.append(
+            f"{row['method']}, {row['task']}: {measure} {row[measure]:.3f}"
+            + (f" (spread {spread:.3f} over {row['seeds']} seeds)" if spread is not None else "")
+            + f", {row['bytes_per_tile']:,.0f} bytes a tile"
+        )
     print_facts(
         {"out": str(out), "summary": document["summary"]}, as_json, [*lines, f"picture: {out / RATE_ACCURACY_PNG}"]
     )

@@ -37,9 +37,7 @@ class Embedder:
     """
 
     def __init__(self, codec: Codec, device: str = "cpu") -> None:
-        config = model_config(codec)
-        self._encoder = (MaeEncoder(config) if isinstance(config, MaeConfig) else StageEncoder(config)).eval()
-        _load(self._encoder, codec, "encoder")
+        self._encoder = encoder_of(codec).eval()
         self._device = torch.device(device)
         self._encoder.to(self._device)
         spec = codec.spec.input
@@ -47,7 +45,10 @@ class Embedder:
         self._std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
         self._shape = (len(spec.bands), spec.size, spec.size)
         self._median = codec.tables.median
-        self._latent = (config.tokens, codec.spec.channels)  # fewer than the encoder's where the codec is truncated
+        self._latent = (
+            self._encoder.tokens,
+            codec.spec.channels,
+        )  # fewer than the encoder's where the codec is truncated
 
     def latents(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Latents float32 (tiles, tokens, channels) of pixels float32 (tiles, bands, size, size), raw units.
@@ -105,6 +106,14 @@ def model_config(codec: Codec) -> MaeConfig | StageConfig:
     if ((config.side, config.side), config.size, config.bands) != declared or spec.channels > config.dim:
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
     return config
+
+
+def encoder_of(codec: Codec) -> MaeEncoder | StageEncoder:
+    """The codec's encoder: normalised pixels (batch, bands, size, size) -> latent (batch, tokens, dim)."""
+    config = model_config(codec)
+    encoder = MaeEncoder(config) if isinstance(config, MaeConfig) else StageEncoder(config)
+    _load(encoder, codec, "encoder")
+    return encoder
 
 
 def first_decoder_layer(codec: Codec) -> nn.Module:
