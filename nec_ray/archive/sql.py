@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nec_ray.archive import intersects  # noqa: F401  (a function of SQL)
 from nec_ray.archive.database import connect, select, sql_function, typed
 from nec_ray.archive.datafile import read_file
 from nec_ray.archive.filesystem import IndexFiles
@@ -115,6 +116,21 @@ def find(files: IndexFiles, columns: str, condition: str, params: Sequence[Any] 
             if typed(error) is None:
                 _check_readable(files, condition)
             raise
+
+
+def bracketed(where: str | None) -> str:
+    """The condition in brackets that it cannot break out of.
+
+    Raises:
+        BadQuery: it is no SQL condition.
+    """
+    if not where or not where.strip():
+        return "true"
+    try:
+        duckdb.SQLExpression(where)
+    except duckdb.Error as error:
+        raise BadQuery(f"{where}: no SQL condition ({' '.join(str(error).split())})") from None
+    return f"({where}\n)"  # the line break ends a comment
 
 
 @sql_function("nec_decode", "FLOAT[][]")

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive.archive import Archive
+from nec_ray.archive.hints import nothing_fits
 from nec_ray.archive.kind import common_layers
 from nec_ray.codec import Codec
-from nec_ray.errors import InputError
 from nec_ray.tiles.hilbert import spatial_order
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -133,7 +133,7 @@ def select(archive: Archive, where: str | None, layers: int | None) -> Selection
     }
     rows = rows.filter(pc.equal(rows["status"], "valid")).drop_columns("status")
     if not rows.num_rows:
-        raise InputError(f"{archive.url}: no valid tile fits{f' {where}' if where else ''}; nothing to export")
+        raise nothing_fits(archive, where or "true", "export")
     codecs = archive.codecs(where)
     chosen = common_layers(archive.url, {codec.id: codec.spec for codec in codecs}, layers)
     rows = rows.take(pa.array(spatial_order(rows)))
