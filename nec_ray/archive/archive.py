@@ -16,17 +16,18 @@ from nec_ray.archive.coverage import Coverage, coverage
 from nec_ray.archive.database import prepare
 from nec_ray.archive.datafile import DataFile
 from nec_ray.archive.filesystem import IndexFiles
-from nec_ray.archive.hints import nothing_fits
+from nec_ray.archive.hints import codec_named, no_codec, nothing_fits
 from nec_ray.archive.index import Index, Version
 from nec_ray.archive.kind import common_layers
-from nec_ray.archive.layout import ArchiveInfo, archive_codec, archive_spec, pack_codec, read_info
+from nec_ray.archive.layout import ArchiveInfo, archive_codec, archive_spec, is_codec_id, pack_codec, read_info
 from nec_ray.archive.payloads import References, fetch, references, whole_references
 from nec_ray.archive.pull import Part, Pull, parts, pull
 from nec_ray.archive.similar import similar
 from nec_ray.archive.sql import Query, bracketed, find
 from nec_ray.archive.tile_set import TileSet, condition_of
 from nec_ray.codec import Codec, Payloads
-from nec_ray.errors import InputError, NecError
+from nec_ray.errors import InputError, NecError, NotFound, without_secrets
+from nec_ray.notebook import facts_html
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog
 
@@ -54,7 +55,12 @@ class Archive:
         return self._version.files
 
     def __repr__(self) -> str:
-        return f"<Archive {self.url}, version {self.version}: {self._version.rows:,} tiles>"
+        return f"<Archive {without_secrets(self.url)}, version {self.version}: {self._version.rows:,} tiles>"
+
+    def _repr_html_(self) -> str:
+        info = [(name, getattr(self.info, name)) for name in ("licence", "attribution")]
+        facts = [("version", self.version), ("tiles", f"{len(self):,}"), *((k, v) for k, v in info if v)]
+        return facts_html(f"Archive {without_secrets(self.url)}", facts)
 
     def __len__(self) -> int:
         return self._version.rows
@@ -79,10 +85,18 @@ class Archive:
     def codec(self, codec_id: str) -> Codec:
         """A codec of the archive, loaded once a process.
 
+        Args:
+            codec_id: its id, or the first digits of it.
+
         Raises:
-            NotFound: there is none of that id.
+            NotFound: there is none of that id; it names those that there are.
         """
-        return archive_codec(self._store, codec_id)
+        if not is_codec_id(codec_id):
+            codec_id = codec_named(self, codec_id)
+        try:
+            return archive_codec(self._store, codec_id)
+        except NotFound:
+            raise no_codec(self, codec_id) from None
 
     def codecs(self, where: str | None = None) -> list[Codec]:
         """Codecs of the valid tiles that a condition picks."""

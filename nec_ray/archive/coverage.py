@@ -1,6 +1,5 @@
 """What an archive holds of a place and a time: valid, no-data and failed tiles, and those it lacks."""
 
-import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import pyarrow.compute as pc
 
 from nec_ray.archive.regions import region_of
 from nec_ray.archive.times import period_of
+from nec_ray.errors import InputError
+from nec_ray.notebook import facts_html
 from nec_ray.tiles import Catalog, read_catalog
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class Coverage:
         return f"<Coverage: {self.valid:,} valid, {self.nodata:,} nodata, {self.failed:,} failed, {absent}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self)[1:-1])}</p>"
+        absent = "unknown without a catalog" if self.absent is None else self.absent
+        facts = [("valid", self.valid), ("no-data", self.nodata), ("failed", self.failed), ("absent", absent)]
+        return facts_html("Coverage, tiles", facts)
 
 
 def coverage(
@@ -54,7 +57,9 @@ def coverage(
     count = {status: pc.sum(pc.equal(rows["status"], status)).as_py() or 0 for status in ("valid", "nodata", "failed")}
     absent = None
     if catalog is not None:
-        several = [catalog] if isinstance(catalog, str | os.PathLike | Catalog) else catalog
+        several = [catalog] if isinstance(catalog, str | os.PathLike | Catalog) else list(catalog)
+        if not several:
+            raise InputError("no catalogs to compare with; give one, or none at all")
         missing = _absent(archive, [_rows(one, region, time) for one in several], rows.schema)
         rows, absent = pa.concat_tables([rows, missing]), missing.num_rows
     return Coverage(**count, absent=absent, tiles=rows)

@@ -91,6 +91,13 @@ def typed(error: Exception) -> NecError | None:
     return next((copy.copy(one) for one in reversed(_raised) if str(one) in text), None)
 
 
+@functools.cache
+def table_functions() -> frozenset[str]:
+    """Names of DuckDB's functions that are called like tables."""
+    query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')"
+    return frozenset(name for (name,) in _database().cursor().execute(query).fetchall())
+
+
 def prepare() -> None:
     """Start the database in the background, for the query that is to come."""
     if not _started:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from nec_ray.archive.kind import common_layers
 from nec_ray.archive.layout import archive_codec, archive_spec, pack_codec
 from nec_ray.archive.payloads import References, decode, fetch
+from nec_ray.notebook import facts_html
 from nec_ray.storage import Store
 
 
@@ -35,6 +36,19 @@ class Pull:
         rows, cols = self.grid
         size = f"{int(self.n_bytes.sum()):,} payload bytes"
         return f"<Pull: {tiles:,} tiles of {tokens} tokens ({rows}x{cols}) x {channels} channels, {size}>"
+
+    def _repr_html_(self) -> str:
+        tiles, tokens, channels = self.embeddings.shape
+        return facts_html(
+            f"Pull of {tiles:,} tiles",
+            [
+                ("embeddings", f"float32 ({tiles:,} tiles, {tokens} tokens, {channels} channels)"),
+                ("token grid", f"{self.grid[0]} x {self.grid[1]}"),
+                ("layers", self.layers),
+                ("payload bytes", f"{int(self.n_bytes.sum()):,}"),
+                ("encoder", self.encoder_id[:12]),
+            ],
+        )
 
 
 @dataclass(frozen=True)

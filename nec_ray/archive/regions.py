@@ -7,15 +7,19 @@ region is looked for at its own longitudes and at those a turn further on or bac
 import functools
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nec_ray.errors import InputError
+from nec_ray.archive.hints import did_you_mean
+from nec_ray.errors import InputError, NotFound
+from nec_ray.storage import read_url
 from nec_ray.tiles.polygons import Ring, rings_of_wkb
 
 Edges = npt.NDArray[np.float64]
@@ -26,6 +30,8 @@ _TOGETHER = 128
 _HOW = "give GeoJSON, a shapely geometry, or (west, south, east, north)"
 _NUMBERS = re.compile(r"\s*[-+0-9.eE]+(\s*,\s*[-+0-9.eE]+){3}\s*")
 _LARGEST_TEXT = 64 << 20
+_LONGEST_PLACE = 250
+"""Characters of a file's path: more are something else, which no file system takes for a name."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +227,7 @@ def region_of(given: Any) -> Region:
     """The region that somebody means.
 
     Args:
-        given: GeoJSON (geometry, Feature or FeatureCollection, as a dict or text); whatever has a
+        given: GeoJSON (geometry, Feature or FeatureCollection, as a dict, text or file); whatever has a
             `__geo_interface__`, such as shapely's geometries and GeoPandas' tables; or (west, south, east, north),
             where west may be greater than east: then the box lies across the antimeridian.
 
@@ -235,13 +241,28 @@ def region_of(given: Any) -> Region:
         raise InputError("a region in projected coordinates; turn it to degrees with .to_crs('OGC:CRS84')")
     if hasattr(given, "__geo_interface__"):
         given = given.__geo_interface__
-    if isinstance(given, str):
+    if isinstance(given, str | os.PathLike):
+        given = os.fspath(given)
         if not _NUMBERS.fullmatch(given):
-            return region_of_text(given)
+            return region_of_text(given if given.lstrip().startswith("{") else _file(given))
         given = [float(number) for number in given.split(",")]
     if isinstance(given, Mapping):
         return region_of_text(json.dumps(given, default=_plain))
     return _box(given)
+
+
+def _file(place: str) -> str:
+    if len(place) > _LONGEST_PLACE:
+        raise InputError(f"region {place[:60]!r}: no GeoJSON; {_HOW}")
+    try:
+        return read_url(place).decode("utf-8-sig")
+    except NotFound:
+        path = Path(place)
+        there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = did_you_mean(path.name, there)
+        raise NotFound(f"region {place[:120]!r}: no GeoJSON and no file of that name{near or f'; {_HOW}'}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"region {place[:120]!r}: no GeoJSON; {_HOW}") from None
 
 
 @functools.lru_cache(maxsize=32)

@@ -16,6 +16,8 @@ from nec_ray.archive import intersects  # noqa: F401  (a function of SQL)
 from nec_ray.archive.database import connect, select, sql_function, typed
 from nec_ray.archive.datafile import read_file
 from nec_ray.archive.filesystem import IndexFiles
+from nec_ray.archive.guard import check_calls
+from nec_ray.archive.hints import sql_hint
 from nec_ray.archive.layout import archive_codec
 from nec_ray.archive.payloads import decode, fetch, references
 from nec_ray.codec import Codec
@@ -130,6 +132,7 @@ def bracketed(where: str | None) -> str:
         duckdb.SQLExpression(where)
     except duckdb.Error as error:
         raise BadQuery(f"{where}: no SQL condition ({' '.join(str(error).split())})") from None
+    check_calls(where)
     return f"({where}\n)"  # the line break ends a comment
 
 
@@ -195,6 +198,7 @@ def _tile_at(files: IndexFiles, pack: str | None, offset: int | None) -> str | N
 
 
 def _only_a_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    check_calls(sql)
     statements = connection.extract_statements(sql)
     kinds = [statement.type.name for statement in statements]
     if len(kinds) != 1 or not kinds[0].startswith("SELECT"):
@@ -211,7 +215,7 @@ def typed_errors() -> Iterator[None]:
         cause = typed(error)
         if cause is not None:
             raise cause from error
-        raise BadQuery(f"{_line(error)}; `DESCRIBE embeddings` lists the columns") from None
+        raise BadQuery(f"{sql_hint(_line(error))}; `DESCRIBE embeddings` lists the columns") from None
 
 
 def _check_readable(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:

@@ -1,7 +1,6 @@
 """`TileSet`: the tiles of an archive that a place, a time and a condition pick, and what can be done with them."""
 
 import functools
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from nec_ray.archive.regions import region_of
 from nec_ray.archive.sql import bracketed
 from nec_ray.archive.times import period_of
 from nec_ray.errors import MissingDependency
+from nec_ray.notebook import facts_html
 
 if TYPE_CHECKING:
     from nec_ray.archive.archive import Archive
@@ -46,7 +46,8 @@ class TileSet:
         return f"<TileSet: {len(self):,} of {len(self.archive):,} tiles of {self.archive!r}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self)[1:-1])}</p>{self.rows(COLUMNS[:5], limit=5).to_pandas().to_html()}"
+        first = ", ".join(self.rows(["tile_id"], limit=5)["tile_id"].to_pylist())
+        return facts_html(repr(self)[1:-1], [("first tiles", first)])
 
     def select(self, where: str | None = None, *, within: Any = None, time: Any = None) -> "TileSet":
         """Those of them that meet more conditions, the arguments of `Archive.select`."""

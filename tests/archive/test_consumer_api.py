@@ -206,6 +206,8 @@ def test_coverage_knows_what_is_absent_of_catalogs(tmp_path: Path) -> None:
     here = archive.coverage((*middle, *middle), catalog=catalog)
     assert here.tiles.filter(pa.compute.equal(here.tiles["status"], "absent"))["tile_id"].to_pylist() == [names[7]]
     assert archive.coverage((*middle, *middle), "1970", catalog).absent == 0
+    with pytest.raises(InputError, match="no catalogs"):
+        archive.coverage(catalog=[])
     whole = Catalog(catalog.table.slice(0, 5))
     assert archive.coverage(catalog=whole).absent == 0
 
@@ -252,3 +254,69 @@ def test_to_zarr_writes_what_a_place_and_a_time_pick(made: Made, tmp_path: Path)
 def test_no_such_tile_is_not_found(made: Made) -> None:
     with pytest.raises(NotFound):
         open_archive(made.url).similar("nothing at all")
+
+
+def test_objects_show_themselves_in_notebooks(made: Made, tmp_path: Path) -> None:
+    archive = open_archive(made.url)
+    tiles = archive.within(REGION)
+    assert repr(tiles).startswith("<TileSet: 8 of 40 tiles of <Archive ")
+    assert repr(archive.at(0.05, 0.05).pull()).startswith("<Pull: 1 tiles of 16 tokens (4x4) x 24 channels, ")
+    assert repr(archive.coverage()) == "<Coverage: 38 valid, 1 nodata, 1 failed, absent unknown without a catalog>"
+    for one in (archive, tiles, tiles.pull(), archive.coverage(), made.codec):
+        shown = one._repr_html_()
+        assert shown.startswith("<p><b>")
+        assert len(shown) < 1500
+    assert "<td>CC0</td>" in archive._repr_html_()
+    hostile = empty_archive(tmp_path / "<script>")
+    assert "<script>" not in open_archive(hostile.url)._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("SELECT tile FROM embeddings", "no column 'tile'; did you mean 'tile_id'?"),
+        ("SELECT aquired_at FROM embeddings", "no column 'aquired_at'; did you mean 'acquired_at'?"),
+        ("SELECT Codec FROM embeddings", "did you mean 'codec_id'?"),
+        ("SELECT nec_decod(payload) FROM embeddings", "no function 'nec_decod'; did you mean 'nec_decode'?"),
+        ("SELECT tile_id FROM embedings", "no table 'embedings'; an archive has one, `embeddings`"),
+        ("SELECT n AS number FROM (SELECT n_bytes AS cost FROM embeddings) WHERE kost > 1", "did you mean 'cost'?"),
+    ],
+)
+def test_a_wrong_name_in_sql_suggests_the_right_one(made: Made, query: str, says: str) -> None:
+    with pytest.raises(BadQuery) as caught:
+        open_archive(made.url).sql(query.replace("SELECT n AS number", "SELECT cost"))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_column_of_a_condition_suggests_the_right_one(made: Made) -> None:
+    with pytest.raises(BadQuery, match="no column 'labl'; did you mean 'label'"):
+        open_archive(made.url).pull("labl = 'water'")
+
+
+def test_a_codec_is_found_by_its_first_digits_and_a_wrong_one_suggested(made: Made) -> None:
+    archive = open_archive(made.url)
+    assert archive.codec(made.codec.id[:6]).id == made.codec.id
+    wrong = made.codec.id[:5] + ("0" if made.codec.id[5] != "0" else "1") + made.codec.id[6:]
+    for name in (wrong, wrong[:12]):
+        with pytest.raises(NotFound, match=f"did you mean '{made.codec.id[:12]}'"):
+            archive.codec(name)
+    with pytest.raises(NotFound, match=f"there are: {made.codec.id[:12]}"):
+        archive.codec("mae")
+
+
+def test_a_region_is_read_from_a_file_and_a_wrong_name_suggested(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "region.geojson").write_text('{"type": "Point", "coordinates": [0.05, 0.05]}')
+    archive = open_archive(made.url)
+    assert len(archive.within(tmp_path / "region.geojson")) == 1
+    with pytest.raises(NotFound, match=r"did you mean 'region\.geojson'"):
+        archive.within(str(tmp_path / "regoin.geojson"))
+    with pytest.raises(InputError, match="no GeoJSON"):  # SQL comes from others: it opens no files
+        archive.sql(f"SELECT nec_intersects(geometry, '{tmp_path}/region.geojson') FROM embeddings").fetchall()
+
+
+def test_a_time_before_the_first_version_is_told_when_that_was(made: Made) -> None:
+    first = made.index.history()[-1].time.isoformat(timespec="seconds")
+    with pytest.raises(NotFound) as caught:
+        open_archive(made.url, version="2001-01-01T00:00:00+00:00")
+    assert f"the archive is younger, of {first}" in str(caught.value)

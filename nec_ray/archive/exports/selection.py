@@ -15,6 +15,7 @@ from nec_ray.archive.archive import Archive
 from nec_ray.archive.hints import nothing_fits
 from nec_ray.archive.kind import common_layers
 from nec_ray.codec import Codec
+from nec_ray.errors import without_secrets
 from nec_ray.tiles.hilbert import spatial_order
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -152,8 +153,8 @@ def is_absolute(place: str) -> bool:
 
 
 def url_of(place: str) -> str:
-    """A path as a file:// URL, a URL as it is."""
-    return Path(place).as_uri() if place.startswith("/") else place
+    """A path as a file:// URL, a URL as it is but for secrets: others are going to read it."""
+    return Path(place).as_uri() if place.startswith("/") else without_secrets(place)
 
 
 def _near(part: pa.Table) -> str:
