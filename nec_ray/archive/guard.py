@@ -6,6 +6,7 @@ of other connections of the process. Only those that are known to be harmless ar
 adds is refused until somebody has looked at it.
 """
 
+import re
 from itertools import pairwise
 
 import duckdb
@@ -54,6 +55,7 @@ _HARMLESS = frozenset(
     }
 )
 """Readers of files among them see nothing but the index files of the version: the file system says so."""
+_NO_NAME = re.compile(r"[^0-9A-Za-z_]")
 _ALSO_REFUSED = frozenset({"write_log"})
 """Functions of values that do more than give one."""
 
@@ -65,12 +67,15 @@ def check_calls(sql: str) -> None:
         BadQuery: it calls another table function than those known to be harmless; it names it.
     """
     tokens = duckdb.tokenize(sql)
-    ends = [*(at for at, _ in tokens[1:]), None]
     raw = sql.encode()  # positions are those of bytes
-    words = [raw[at:end].decode(errors="replace").strip() for (at, _), end in zip(tokens, ends, strict=True)]
-    words = [word for word, (_, kind) in zip(words, tokens, strict=True) if kind != duckdb.token_type.comment]
+    ends = [*(at for at, _ in tokens[1:]), len(raw)]
+    words = [
+        raw[at:end].decode(errors="replace").strip()
+        for (at, kind), end in zip(tokens, ends[: len(tokens)], strict=True)
+        if kind != duckdb.token_type.comment
+    ]
     refused = (table_functions() - _HARMLESS) | _ALSO_REFUSED
     for word, after in pairwise(words):
-        name = word.strip('"').lower()
+        name = _NO_NAME.sub("", word).lower()  # neither quotes nor any of Unicode's spaces
         if after.startswith("(") and name in refused:
             raise BadQuery(f"{name} may not be called on an archive: SQL reads the archive, and nothing else")

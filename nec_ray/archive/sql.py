@@ -35,6 +35,8 @@ class Query:
     """
 
     def __init__(self, files: IndexFiles, sql: str, params: Sequence[Any] | None = None) -> None:
+        with typed_errors():
+            check_calls(sql)
         self._files = files  # which are mounted for as long as somebody holds them
         _queries.add(self)
         self._connection = _check_readable(files, sql)
@@ -198,7 +200,6 @@ def _tile_at(files: IndexFiles, pack: str | None, offset: int | None) -> str | N
 
 
 def _only_a_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    check_calls(sql)
     statements = connection.extract_statements(sql)
     kinds = [statement.type.name for statement in statements]
     if len(kinds) != 1 or not kinds[0].startswith("SELECT"):

@@ -67,6 +67,12 @@ READING = [
     "FROM query /* a word */ ('SELECT 1')",
     "FROM \"QUERY\"('SELECT 1')",
     "FROM system.main.query('SELECT 1')",
+    "SELECT 'éàü€', x FROM query('SELECT 1 AS x')",
+    "FROM query\u00a0('SELECT 1')",
+    "FROM query\u2003\n('SELECT 1')",
+    "FROM query\u200b('SELECT 1')",
+    "SELECT $$ -- $$, * FROM query('SELECT 1')",
+    "SELECT 'a''b', E'\\'', * FROM query('SELECT 1')",
     "FROM query_table('{0}/secret.csv')",
     "FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1'))",
     "SELECT (SELECT content FROM read_text('{0}/secret.csv'))",
@@ -169,6 +175,13 @@ def test_nothing_tells_under_which_name_another_archive_is_reached(archive: Arch
     assert len(tokens) == 1  # its own
     assert archive.files[0].path in "".join(told)
     assert open_archive(folder / "other" / "archive").files[0].path not in "".join(told)
+
+
+def test_what_is_refused_is_there_to_be_called(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would be refused for not being there, and the tests above would show nothing."""
+    monkeypatch.setattr("nec_ray.archive.sql.check_calls", lambda _: None)
+    for query in ("FROM query('SELECT 1')", "FROM query\u00a0('SELECT 1')", "SELECT 'é€' FROM query('SELECT 1')"):
+        assert len(archive.sql(query).fetchall()) == 1
 
 
 def test_harmless_functions_may_be_called(archive: Archive) -> None:
