@@ -96,7 +96,7 @@ def test_a_place_and_a_time_pick_tiles(road: Path) -> None:
     (road / "region.geojson").write_text(
         json.dumps({"type": "Polygon", "coordinates": [[[west, south], [east, south], [east, north], [west, south]]]})
     )
-    place = ["--within", road / "region.geojson"]
+    place: list[str | Path] = ["--within", road / "region.geojson"]
     everything = json.loads(nec_here("archive", "coverage", archive, "--json").stdout)
     counted = nec_here("archive", "coverage", archive, *place, "--catalog", road / "catalog.parquet", "--json")
     facts = json.loads(counted.stdout)
