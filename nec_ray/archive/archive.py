@@ -69,10 +69,11 @@ class Archive:
         """One SELECT over the view `embeddings` (schema: schemas/index.json).
 
         `nec_decode(payload)` gives the embedding, a list of tokens of lists of channels, FLOAT[][];
-        `nec_pool(payload)` the pooled vector, TINYINT[].
+        `nec_pool(payload)` the pooled vector, TINYINT[]; `nec_intersects(geometry, region)` says whether a footprint
+        meets a region, GeoJSON text.
 
         Raises:
-            BadQuery: the SQL does not parse, or does more than read.
+            BadQuery: the SQL does not parse, or does more than read the archive (nec_ray/archive/guard.py).
         """
         return Query(self._files, query, params)
 

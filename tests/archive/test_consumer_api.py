@@ -14,6 +14,7 @@ from nec_ray.archive import Archive
 from nec_ray.archive.layout import install_codec
 from nec_ray.codec import load_codec
 from nec_ray.errors import BadQuery, CorruptPayload, InputError, MixedCodecs, NotFound
+from nec_ray.models import torch_dataset
 from nec_ray.tiles import Catalog, build_catalog, builtin_scene, write_catalog
 from tests.archive.make import Made, damage, empty_archive, filled_archive, pack
 from tests.codec.make import make_codec
@@ -155,6 +156,7 @@ def test_a_tile_sets_condition_goes_on_into_sql(made: Made) -> None:
     assert [name for (name,) in archive.sql(query).fetchall()] == IN_REGION
     assert archive.rows(["tile_id"], tiles.where)["tile_id"].to_pylist() == IN_REGION
     assert len(archive.select()) == 40
+    assert [tile_id for tile_id, _ in torch_dataset(archive, tiles.where, batch_size=3)] == IN_REGION
 
 
 def test_tile_sets_come_as_frames(made: Made) -> None:
