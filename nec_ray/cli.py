@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nec_ray.cli_archive import AtVersion, archive_app
+from nec_ray.cli_archive import AtVersion, Time, Within, archive_app
 from nec_ray.cli_tiles import tiles_app
-from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError
+from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError, without_secrets
 from nec_ray.printing import NOTES, Format, number, print_facts, print_result, print_rows, progress_bar, say_unless
 
 
@@ -312,6 +312,8 @@ def pull(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     out: Annotated[Path, typer.Option(help="File to write: .npz, .zarr or .parquet.", parser=_local)],
     where: Where = None,
+    within: Within = None,
+    time: Time = None,
     layers: Layers = None,
     version: AtVersion = None,
     as_json: Json = False,
@@ -321,7 +323,7 @@ def pull(
     from nec_ray.archive.pull_files import check_out, write_pull
 
     check_out(out)
-    pulled = open_archive(archive, version).pull(where, layers)
+    pulled = open_archive(archive, version).pull(where, layers, within=within, time=time)
     write_pull(pulled, out)
     _, tokens, channels = pulled.embeddings.shape
     facts = {
@@ -570,5 +572,6 @@ _EXTRAS = {
 
 
 def _fail(message: str) -> int:
-    NOTES.print(f"nec: error: {' '.join(message.split())}", markup=False, style="red" if NOTES.is_terminal else None)
+    text = without_secrets(" ".join(message.split()))
+    NOTES.print(f"nec: error: {text}", markup=False, style="red" if NOTES.is_terminal else None)
     return 1
