@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nec_ray.cli_archive import AtVersion, archive_app
-from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError
+from nec_ray.cli_archive import AtVersion, Time, Within, archive_app
+from nec_ray.cli_tiles import tiles_app
+from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError, without_secrets
 from nec_ray.printing import NOTES, Format, number, print_facts, print_result, print_rows, progress_bar, say_unless
 
 
@@ -40,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Neural Embedding Compression on Ray: train, encode, query and pull compressed embeddings of imagery.",
 )
-tiles_app = typer.Typer(no_args_is_help=True, help="Tile catalogs: where each tile's pixels are.")
 app.add_typer(tiles_app, name="tiles")
 app.add_typer(archive_app, name="archive")
 bench_app = typer.Typer(no_args_is_help=True, help="Figures measured side by side with the alternatives, in one run.")
@@ -312,6 +312,8 @@ def pull(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     out: Annotated[Path, typer.Option(help="File to write: .npz, .zarr or .parquet.", parser=_local)],
     where: Where = None,
+    within: Within = None,
+    time: Time = None,
     layers: Layers = None,
     version: AtVersion = None,
     as_json: Json = False,
@@ -321,7 +323,7 @@ def pull(
     from nec_ray.archive.pull_files import check_out, write_pull
 
     check_out(out)
-    pulled = open_archive(archive, version).pull(where, layers)
+    pulled = open_archive(archive, version).pull(where, layers, within=within, time=time)
     write_pull(pulled, out)
     _, tokens, channels = pulled.embeddings.shape
     facts = {
@@ -389,21 +391,24 @@ def evaluate(
     config: Annotated[
         Path, typer.Argument(help="A TOML file; its keys are in schemas/evaluation.schema.json.", parser=_local)
     ],
-    out: Annotated[Path, typer.Option(help="Folder for results.json, the picture and the heads.", parser=_local)],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, the pictures and the heads.", parser=_local)],
     as_json: Json = False,
 ) -> None:
-    """Compare methods by accuracy and bytes: the same heads on the same tiles, with several seeds."""
+    """Compare methods by accuracy and bytes: the same tasks on the same tiles, with several seeds."""
     from nec_ray.evaluate.compare import RATE_ACCURACY_PNG, compare
     from nec_ray.evaluate.experiment import read_experiment
 
     with progress_bar("training heads", as_json) as advance:
         document = compare(read_experiment(config), out, advance)
-    lines = [
-        f"{row['method']}: accuracy {row['accuracy']:.3f}"
-        + (f" (spread {row['accuracy_std']:.3f} over {row['seeds']} seeds)" if row["accuracy_std"] is not None else "")
-        + f", {row['bytes_per_tile']:,.0f} bytes a tile"
-        for row in document["summary"]
-    ]
+    lines = []
+    for row in document["summary"]:
+        measure = "accuracy" if row["recall"] is None else "recall"
+        spread = row[f"{measure}_std"]
+        lines.append(
+            f"{row['method']}, {row['task']}: {measure} {row[measure]:.3f}"
+            + (f" (spread {spread:.3f} over {row['seeds']} seeds)" if spread is not None else "")
+            + f", {row['bytes_per_tile']:,.0f} bytes a tile"
+        )
     print_facts(
         {"out": str(out), "summary": document["summary"]}, as_json, [*lines, f"picture: {out / RATE_ACCURACY_PNG}"]
     )
@@ -561,10 +566,12 @@ _EXTRAS = {
     "matplotlib": "train",
     "rasterio": "tiles",
     "PIL": "tiles",
+    "h5py": "tiles",
     "ray": "ray",
 }
 
 
 def _fail(message: str) -> int:
-    NOTES.print(f"nec: error: {' '.join(message.split())}", markup=False, style="red" if NOTES.is_terminal else None)
+    text = without_secrets(" ".join(message.split()))
+    NOTES.print(f"nec: error: {text}", markup=False, style="red" if NOTES.is_terminal else None)
     return 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nec_ray.errors import InputError
-from nec_ray.printing import number, print_facts, print_rows, progress_bar
+from nec_ray.printing import Format, number, print_facts, print_result, print_rows, progress_bar
 
 archive_app = typer.Typer(no_args_is_help=True, help="What an archive holds, its versions, and its upkeep.")
 
@@ -17,6 +17,14 @@ Url = Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive: a path 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 AtVersion = Annotated[str | None, typer.Option("--version", help="Number of a version, or a time with its zone.")]
+Within = Annotated[
+    str | None,
+    typer.Option(help="Only tiles that meet a region: a GeoJSON file or text, or west,south,east,north in degrees."),
+]
+Time = Annotated[
+    str | None,
+    typer.Option(help="Only tiles acquired then: 2020, 2020-05, 2020-05-18, an instant, or a range 2020-05/2020-08."),
+]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST = 100 * 366 * 86_400
 
@@ -244,6 +252,8 @@ def export(
     out: Annotated[Path, typer.Option(help="What to write: a folder for stac and zarr, a file for geoparquet.")],
     format_: Annotated[ExportFormat, typer.Option("--format", help="As what.")],
     where: Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")] = None,
+    within: Within = None,
+    time: Time = None,
     layers: Annotated[int | None, typer.Option(help="Only the first layers of each payload.", min=1)] = None,
     version: AtVersion = None,
     as_json: Json = False,
@@ -253,7 +263,46 @@ def export(
     from nec_ray.archive.exports import export as run
 
     with progress_bar("exporting tiles", as_json) as advance:
-        facts = run(
-            open_archive(archive, version), out, format=format_.value, where=where, layers=layers, progress=advance
-        )
+        tiles = open_archive(archive, version).select(where, within=within, time=time)
+        facts = run(tiles.archive, out, format=format_.value, where=tiles.where, layers=layers, progress=advance)
     print_facts(facts, as_json)
+
+
+@archive_app.command()
+def coverage(
+    archive: Url,
+    within: Within = None,
+    time: Time = None,
+    catalog: Annotated[
+        list[str] | None, typer.Option(help="A tile catalog that was to be encoded: what of it is absent; repeatable.")
+    ] = None,
+    version: AtVersion = None,
+    as_json: Json = False,
+) -> None:
+    """How many tiles of a place and a time are valid, no-data, failed and absent."""
+    from nec_ray.archive import open_archive
+
+    found = open_archive(archive, version).coverage(within, time, catalog or None)
+    facts = {name: getattr(found, name) for name in ("valid", "nodata", "failed", "absent")}
+    lines = [f"{name}: {count:,}" for name, count in facts.items() if count is not None]
+    lines += ["absent: unknown; name the encoded catalogs with --catalog"] if found.absent is None else []
+    print_facts({"archive": archive, **facts}, as_json, lines)
+
+
+@archive_app.command()
+def similar(
+    archive: Url,
+    tile_id: Annotated[str, typer.Argument(metavar="TILE", help="Id of the tile to compare with.")],
+    k: Annotated[int, typer.Option("-k", help="How many tiles.", min=1)] = 10,
+    where: Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")] = None,
+    within: Within = None,
+    time: Time = None,
+    format_: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
+    version: AtVersion = None,
+) -> None:
+    """The tiles most like one, by the cosine of their pooled vectors."""
+    from nec_ray.archive import open_archive
+
+    columns = ["label", "acquired_at", "source"]
+    opened = open_archive(archive, version)
+    print_result(opened.similar(tile_id, k, where, within=within, time=time, columns=columns), format_)

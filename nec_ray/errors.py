@@ -28,9 +28,37 @@ NecError
 └── RunError              a training or encoding run failed as a whole: its message says how to go on
 """
 
+import os
+import re
+from typing import Any
+
+_HIDDEN = "***"
+_USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_SIGNED = re.compile(
+    r"(?<=[?&;])([\w-]*(?:sig|signature|credential|token|secret|password|passwd|key|key_?id|sas))=[^&#\s'\"]+",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def without_secrets(text: str) -> str:
+    """Text without what opens a store: user and password in a URL, its signatures and keys, AWS's secrets."""
+    text = _SIGNED.sub(rf"\1={_HIDDEN}", _USER.sub(f"{_HIDDEN}@", text)) if "://" in text else text
+    for name in _SECRET_VARIABLES:
+        secret = os.environ.get(name)
+        if secret and secret in text:
+            text = text.replace(secret, _HIDDEN)
+    return text
+
 
 class NecError(Exception):
-    """Base of every error that a user can mend; its message is one line: what, where, what to do."""
+    """Base of every error that a user can mend; its message is one line: what, where, what to do.
+
+    What opens a store is left out of it, so that it can be printed and logged.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(without_secrets(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class InputError(NecError):

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from nec_ray.errors import InputError
+from nec_ray.errors import InputError, without_secrets
 
 NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
 _OUT = Console(highlight=False, soft_wrap=True)
@@ -83,10 +83,10 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]
 def print_facts(facts: dict[str, Any], as_json: bool, lines: list[str] | None = None) -> None:
     """Facts as one JSON object, or as lines for people."""
     if as_json:
-        sys.stdout.write(to_json(facts) + "\n")
+        sys.stdout.write(without_secrets(to_json(facts)) + "\n")
         return
     for line in lines or [f"{key.replace('_', ' ')}: {number(value)}" for key, value in facts.items()]:
-        _OUT.print(line, markup=False)
+        _OUT.print(without_secrets(line), markup=False)
 
 
 def number(value: Any) -> str:

@@ -42,6 +42,7 @@ _ON_RAY = (
     "test_jobs.py",
     "test_bench_encode.py",
     "test_cronjob.py",
+    "test_ray_dataset.py",
 )
 """One after the other: two cores do not carry the processes of two clusters."""
 _LONGEST = ("test_readme.py", "test_bench_pull.py", "test_s3.py", "test_hostile.py")

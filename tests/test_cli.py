@@ -84,6 +84,41 @@ def test_pull_head_and_predict(road: Path) -> None:
     assert json.loads(done.stdout)["tiles"] == len(pq.read_table(road / "classes.parquet")), done.stderr
 
 
+def test_a_place_and_a_time_pick_tiles(road: Path) -> None:
+    from nec_ray import open_archive
+
+    archive = road / "archive"
+    [(west, south, east, north)] = (
+        open_archive(archive)
+        .sql("SELECT min(bbox.xmin), min(bbox.ymin), median(bbox.xmax), median(bbox.ymax) FROM embeddings")
+        .fetchall()
+    )
+    (road / "region.geojson").write_text(
+        json.dumps({"type": "Polygon", "coordinates": [[[west, south], [east, south], [east, north], [west, south]]]})
+    )
+    place: list[str | Path] = ["--within", road / "region.geojson"]
+    everything = json.loads(nec_here("archive", "coverage", archive, "--json").stdout)
+    counted = nec_here("archive", "coverage", archive, *place, "--catalog", road / "catalog.parquet", "--json")
+    facts = json.loads(counted.stdout)
+    assert 0 < facts["valid"] < everything["valid"] / 2
+    assert (facts["absent"], everything["absent"]) == (0, None)
+    pulled = nec_here("pull", archive, *place, "--out", road / "place.npz", "--json")
+    exported = nec_here(
+        "archive", "export", archive, *place, "--format", "zarr", "--out", road / "place.zarr", "--json"
+    )
+    assert json.loads(pulled.stdout)["tiles"] == json.loads(exported.stdout)["tiles"] == facts["valid"]
+    box = nec_here("pull", archive, f"--within={west},{south},{east},{north}", "--out", road / "box.npz", "--json")
+    assert json.loads(box.stdout)["tiles"] > facts["valid"]
+    none = nec_here("pull", archive, "--time", "1970", "--out", road / "none.npz")
+    assert none.returncode == 1
+    assert "its times are" in none.stderr or "no tile of it has a time" in none.stderr
+    tile_id = open_archive(archive).rows(["tile_id"], "status = 'valid'")["tile_id"][0].as_py()
+    near = nec_here("archive", "similar", archive, tile_id, "-k", "3", "--format", "json")
+    scores = [json.loads(line)["similarity"] for line in near.stdout.splitlines()]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
 def test_a_dry_run_writes_nothing(road: Path) -> None:
     done = nec("encode", road / "catalog.parquet", road / "new", "--codec", road / "codec", "--dry-run", "--json")
     assert json.loads(done.stdout)["to_encode"] == 870
@@ -113,6 +148,13 @@ def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]
         "unknown scheme": (["query", "gopher://x", "SELECT 1"], "gopher"),
         "bad SQL": (["query", made.url, "SELEKT 1"], "syntax error"),
         "unknown column": (["query", made.url, "SELECT cloud FROM embeddings"], "cloud"),
+        "mistyped column": (["query", made.url, "SELECT tile FROM embeddings"], "did you mean 'tile_id'"),
+        "mistyped region": (
+            ["pull", made.url, "--within", folder / "ok.tiff", "--out", folder / "x.npz"],
+            "did you mean 'ok.tif'",
+        ),
+        "mistyped tile": (["archive", "similar", made.url, "t00O"], "did you mean 't000'"),
+        "a place elsewhere": (["pull", made.url, "--within", "50,50,51,51", "--out", folder / "x.npz"], "longitudes 0"),
         "writing SQL": (["query", made.url, "COPY embeddings TO 'x'"], "only one SELECT"),
         "no such version": (["query", made.url, "SELECT 1", "--version", "77"], "no version 77"),
         "nothing to pull": (["pull", made.url, "--where", "false", "--out", folder / "x.npz"], "no valid tile"),

@@ -17,7 +17,7 @@ def test_importing_nec_ray_loads_neither_ray_nor_torch() -> None:
 
 
 def test_every_column_of_the_contracts_is_described() -> None:
-    for name in ("catalog.json", "index.json"):
+    for name in ("catalog.json", "index.json", "scenes.json"):
         assert all(column["doc"] for column in contract(name)["columns"])
         assert arrow_schema(name).names == [column["name"] for column in contract(name)["columns"]]
 

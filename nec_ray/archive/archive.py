@@ -4,47 +4,32 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-import duckdb
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nec_ray.archive.coverage import Coverage, coverage
 from nec_ray.archive.database import prepare
 from nec_ray.archive.datafile import DataFile
 from nec_ray.archive.filesystem import IndexFiles
+from nec_ray.archive.hints import codec_named, no_codec, nothing_fits
 from nec_ray.archive.index import Index, Version
 from nec_ray.archive.kind import common_layers
-from nec_ray.archive.layout import ArchiveInfo, archive_codec, archive_spec, pack_codec, read_info
-from nec_ray.archive.payloads import References, decode, fetch, references, whole_references
-from nec_ray.archive.sql import Query, find
-from nec_ray.codec import Codec, CodecSpec, LayerSpec, Payloads
-from nec_ray.errors import BadQuery, InputError, NecError
+from nec_ray.archive.layout import ArchiveInfo, archive_codec, archive_spec, is_codec_id, pack_codec, read_info
+from nec_ray.archive.payloads import References, fetch, references, whole_references
+from nec_ray.archive.pull import Part, Pull, parts, pull
+from nec_ray.archive.similar import similar
+from nec_ray.archive.sql import Query, bracketed, find
+from nec_ray.archive.tile_set import TileSet, condition_of
+from nec_ray.codec import Codec, Payloads
+from nec_ray.errors import InputError, NecError, NotFound, without_secrets
+from nec_ray.notebook import facts_html
 from nec_ray.storage import Store
-
-
-@dataclass(frozen=True)
-class Pull:
-    """Decoded embeddings of one encoder, ordered by tile id."""
-
-    tile_ids: list[str]
-    symbols: npt.NDArray[np.int32]
-    """(tiles, tokens, channels), exactly what the encoder produced."""
-    embeddings: npt.NDArray[np.float32]
-    """(tiles, tokens, channels): symbols plus the channels' medians."""
-    grid: tuple[int, int]
-    """Token rows and columns: token `r * cols + c` is row r, column c."""
-    encoder_id: str
-    layers: int
-    n_bytes: npt.NDArray[np.int64]
-    """(tiles,) payload bytes fetched for each tile."""
-
-    def __len__(self) -> int:
-        return len(self.tile_ids)
+from nec_ray.tiles import Catalog
 
 
 class Archive:
@@ -70,7 +55,12 @@ class Archive:
         return self._version.files
 
     def __repr__(self) -> str:
-        return f"<Archive {self.url}, version {self.version}: {self._version.rows:,} tiles>"
+        return f"<Archive {without_secrets(self.url)}, version {self.version}: {self._version.rows:,} tiles>"
+
+    def _repr_html_(self) -> str:
+        info = [(name, getattr(self.info, name)) for name in ("licence", "attribution")]
+        facts = [("version", self.version), ("tiles", f"{len(self):,}"), *((k, v) for k, v in info if v)]
+        return facts_html(f"Archive {without_secrets(self.url)}", facts)
 
     def __len__(self) -> int:
         return self._version.rows
@@ -79,10 +69,11 @@ class Archive:
         """One SELECT over the view `embeddings` (schema: schemas/index.json).
 
         `nec_decode(payload)` gives the embedding, a list of tokens of lists of channels, FLOAT[][];
-        `nec_pool(payload)` the pooled vector, TINYINT[].
+        `nec_pool(payload)` the pooled vector, TINYINT[]; `nec_intersects(geometry, region)` says whether a footprint
+        meets a region, GeoJSON text.
 
         Raises:
-            BadQuery: the SQL does not parse, or does more than read.
+            BadQuery: the SQL does not parse, or does more than read the archive (nec_ray/archive/guard.py).
         """
         return Query(self._files, query, params)
 
@@ -95,10 +86,18 @@ class Archive:
     def codec(self, codec_id: str) -> Codec:
         """A codec of the archive, loaded once a process.
 
+        Args:
+            codec_id: its id, or the first digits of it.
+
         Raises:
-            NotFound: there is none of that id.
+            NotFound: there is none of that id; it names those that there are.
         """
-        return archive_codec(self._store, codec_id)
+        if not is_codec_id(codec_id):
+            codec_id = codec_named(self, codec_id)
+        try:
+            return archive_codec(self._store, codec_id)
+        except NotFound:
+            raise no_codec(self, codec_id) from None
 
     def codecs(self, where: str | None = None) -> list[Codec]:
         """Codecs of the valid tiles that a condition picks."""
@@ -107,13 +106,92 @@ class Archive:
         )
         return [archive_codec(self._store, codec_id) for (codec_id,) in ids.fetchall()]
 
-    def pull(self, where: str | None = None, layers: int | None = None, tile_ids: Sequence[str] | None = None) -> Pull:
+    def select(self, where: str | None = None, *, within: Any = None, time: Any = None) -> TileSet:
+        """The tiles that a condition, a place and a time pick; all where none is given.
+
+        Args:
+            where: an SQL condition over `embeddings`.
+            within: a region that the footprints meet: GeoJSON (dict or text), a shapely geometry or GeoPandas table,
+                or (west, south, east, north), in degrees.
+            time: of acquisition: `"2020-05"` (all of the month; a year and a day likewise), a date, an instant, or a
+                range `("2020-05-01", "2020-08-31")` with both ends in it, None for an open one; UTC.
+
+        Raises:
+            BadQuery: `where` is no condition.
+            InputError: no region, or no time.
+        """
+        return TileSet(self, condition_of(where, within, time))
+
+    def within(self, geometry: Any, time: Any = None) -> TileSet:
+        """The tiles whose footprints meet a region, exactly: `select(within=geometry, time=time)`."""
+        return self.select(within=geometry, time=time)
+
+    def at(self, lon: float, lat: float, time: Any = None) -> TileSet:
+        """The tiles whose footprints hold a point, in degrees."""
+        return self.select(within={"type": "Point", "coordinates": [lon, lat]}, time=time)
+
+    def similar(
+        self,
+        like: str | npt.ArrayLike,
+        k: int = 10,
+        where: str | None = None,
+        *,
+        within: Any = None,
+        time: Any = None,
+        columns: Sequence[str] = (),
+    ) -> pa.Table:
+        """The tiles most like another, by the cosine of the pooled vectors; nothing is decoded.
+
+        Args:
+            like: a tile id (the tile itself is left out), a pooled vector, or an embedding (tokens, channels).
+            k: how many.
+            where: only among these tiles; so `within` and `time`, see `select`.
+            within: a region.
+            time: of acquisition.
+            columns: further index columns of the result.
+
+        Returns:
+            `tile_id`, the further columns, and `similarity` (-1 to 1), the most similar first.
+
+        Raises:
+            NotFound: no such tile.
+            MixedCodecs: the tiles have pooled vectors of several encoders or axes.
+            InputError: a tile without embedding, or a vector of another length.
+        """
+        return similar(self, like, k, condition_of(where, within, time), columns)
+
+    def coverage(
+        self,
+        region: Any = None,
+        time: Any = None,
+        catalog: str | os.PathLike[str] | Catalog | Sequence[str | os.PathLike[str] | Catalog] | None = None,
+    ) -> Coverage:
+        """How many tiles of a place and a time are valid, no-data, failed, and absent.
+
+        Args:
+            region: see `select`; everywhere where it is None.
+            time: of acquisition, see `select`.
+            catalog: the tile catalogs that were to be encoded: an archive keeps what was encoded, not what was not.
+        """
+        return coverage(self, region, time, catalog)
+
+    def pull(
+        self,
+        where: str | None = None,
+        layers: int | None = None,
+        tile_ids: Sequence[str] | None = None,
+        *,
+        within: Any = None,
+        time: Any = None,
+    ) -> Pull:
         """Fetch and decode the valid tiles that a condition picks.
 
         Args:
             where: an SQL condition over `embeddings`; all tiles where it is None.
             layers: only the first layers of each payload; all where it is None.
             tile_ids: only these tiles.
+            within: a region, see `select`.
+            time: of acquisition, see `select`.
 
         Raises:
             BadQuery: the condition does not parse.
@@ -122,23 +200,56 @@ class Archive:
             InputError: no tile fits, or a codec has fewer layers.
             CorruptPayload: a payload fails its checksum; the message names the tile.
         """
-        wanted, first, chosen = self._wanted(where, layers, tile_ids, ordered=True)
-        shape = (len(wanted), first.tokens, sum(layer.channels for layer in chosen))
-        symbols, embeddings = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        for batch in fetch(self._store, wanted):
-            codec = archive_codec(self._store, batch.codec_id)
-            decoded = decode(codec, [wanted.tile_ids[i] for i in batch.number], batch.payloads, layers)
-            symbols[batch.number] = decoded
-            embeddings[batch.number] = codec.dequantise(decoded)
-        return Pull(
-            tile_ids=wanted.tile_ids,
-            symbols=symbols,
-            embeddings=embeddings,
-            grid=first.grid,
-            encoder_id=first.encoder_id,
-            layers=len(chosen),
-            n_bytes=wanted.length,
+        return pull(
+            self._store, self._wanted(condition_of(where, within, time), layers, tile_ids, ordered=True), layers
         )
+
+    def parts(
+        self,
+        where: str | None = None,
+        layers: int | None = None,
+        tiles: int = 1024,
+        *,
+        within: Any = None,
+        time: Any = None,
+    ) -> list[Part]:
+        """The same pull as parts of at most so many tiles, which other processes can do: `part.pull()`.
+
+        Raises:
+            The same as `pull`, but for what damaged payloads raise.
+        """
+        if tiles < 1:
+            raise InputError(f"tiles {tiles}: give 1 or more tiles a part")
+        wanted = self._wanted(condition_of(where, within, time), layers, None, ordered=False)
+        return parts(self.url, wanted, layers, tiles)
+
+    def to_zarr(
+        self,
+        out: str | os.PathLike[str],
+        where: str | None = None,
+        layers: int | None = None,
+        *,
+        within: Any = None,
+        time: Any = None,
+    ) -> dict[str, Any]:
+        """Write embeddings as a Zarr v3 store that xarray opens, with coordinates and times, by batches.
+
+        Args:
+            out: a local folder that is not there yet.
+            where: an SQL condition over `embeddings`; all tiles where it is None.
+            layers: only the first layers of each payload; all where it is None.
+            within: a region, see `select`.
+            time: of acquisition, see `select`.
+
+        Returns:
+            What was written, as `nec_ray.archive.exports.export` says.
+
+        Raises:
+            The same as `pull`; InputError also where `out` cannot be written.
+        """
+        from nec_ray.archive.exports import export
+
+        return export(self, Path(out), format="zarr", where=condition_of(where, within, time), layers=layers)
 
     def payloads(
         self, where: str | None = None, layers: int | None = None, tile_ids: Sequence[str] | None = None
@@ -158,17 +269,17 @@ class Archive:
         Raises:
             The same as `pull`.
         """
-        wanted, _, _ = self._wanted(where, layers, tile_ids, ordered=False)
+        wanted = self._wanted(bracketed(where), layers, tile_ids, ordered=False)
         for batch in fetch(self._store, wanted):
             ids = [wanted.tile_ids[i] for i in batch.number]
             yield ids, batch.codec_id, batch.payloads
 
     def _wanted(
-        self, where: str | None, layers: int | None, tile_ids: Sequence[str] | None, *, ordered: bool
-    ) -> tuple[References, CodecSpec, list[LayerSpec]]:
-        """References of tiles, all of one encoder; what one of their codecs declares; and the layers to pull."""
-        condition = bracketed(where)
+        self, condition: str, layers: int | None, tile_ids: Sequence[str] | None, *, ordered: bool
+    ) -> References:
+        """References of the valid tiles that an SQL condition in brackets picks, all of one encoder."""
         params = None
+        asked = condition
         if tile_ids is not None:
             condition += " AND tile_id IN (SELECT unnest(?))"
             params = [list(tile_ids)]
@@ -177,18 +288,17 @@ class Archive:
         columns = f'tile_id, payload.pack, payload."offset", {length}'
         rows = find(self._files, columns, f"status = 'valid' AND {condition}", params)
         if not rows.num_rows:
-            raise InputError(f"{self.url}: no valid tile fits{f' {where}' if where else ''}; nothing to pull")
+            raise nothing_fits(self, asked, "pull")
         if ordered:  # DuckDB would take longer to sort than to read
             rows = rows.take(pc.sort_indices(rows["tile_id"]))
-        tile_ids = rows["tile_id"].to_pylist()
+        names = rows["tile_id"].to_pylist()
         if layers is None:
-            wanted = whole_references(tile_ids, rows["pack"], rows["offset"], rows["n_bytes"])
+            wanted = whole_references(names, rows["pack"], rows["offset"], rows["n_bytes"])
         else:
-            wanted = references(tile_ids, rows["payload"], layers)
-        codec_ids = {pack_codec(name) for name in wanted.packs}
-        specs = {codec_id: archive_spec(self._store, codec_id) for codec_id in codec_ids}
-        chosen = common_layers(self.url, specs, layers)
-        return wanted, specs[min(specs)], chosen
+            wanted = references(names, rows["payload"], layers)
+        specs = {codec_id: archive_spec(self._store, codec_id) for codec_id in map(pack_codec, wanted.packs)}
+        common_layers(self.url, specs, layers)
+        return wanted
 
 
 def open_archive(url: str | os.PathLike[str], version: int | datetime | str | None = None) -> Archive:
@@ -231,18 +341,3 @@ def parse_version(version: int | datetime | str | None) -> int | datetime | None
         return datetime.fromisoformat(version)
     except ValueError:
         raise InputError(f"version {version!r}: give a number or a time such as 2026-11-21T10:00:00+00:00") from None
-
-
-def bracketed(where: str | None) -> str:
-    """The condition in brackets that it cannot break out of.
-
-    Raises:
-        BadQuery: it is no SQL condition.
-    """
-    if not where or not where.strip():
-        return "true"
-    try:
-        duckdb.SQLExpression(where)
-    except duckdb.Error as error:
-        raise BadQuery(f"{where}: no SQL condition ({' '.join(str(error).split())})") from None
-    return f"({where}\n)"  # the line break ends a comment

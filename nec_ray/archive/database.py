@@ -29,6 +29,8 @@ Function = Callable[[IndexFiles, pa.ChunkedArray], pa.Array]
 
 _PAYLOAD = 'STRUCT(pack VARCHAR, "offset" BIGINT, layer_lengths INTEGER[])'
 _functions: dict[str, tuple[Function, str]] = {}
+_plain: dict[str, tuple[Callable[..., pa.Array], Sequence[str], str]] = {}
+_macros: dict[str, str] = {}
 _mounted: "defaultdict[str, weakref.WeakSet[IndexFiles]]" = defaultdict(weakref.WeakSet)
 _raised: deque[NecError] = deque(maxlen=64)
 """What files and functions raised lately, without tracebacks: DuckDB keeps the text of it and drops the type."""
@@ -41,6 +43,20 @@ def sql_function(name: str, returns: str) -> Callable[[Function], Function]:
 
     def add(function: Function) -> Function:
         _functions[name] = (function, returns)
+        return function
+
+    return add
+
+
+def plain_function(
+    name: str, takes: Sequence[str], returns: str, macro: str | None = None
+) -> Callable[[Callable[..., pa.Array]], Callable[..., pa.Array]]:
+    """Makes a function of Arrow columns one of SQL, and a macro `NAME(ARGUMENTS) AS ...` of it."""
+
+    def add(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
+        _plain[name] = (function, takes, returns)
+        if macro:
+            _macros[macro.partition("(")[0]] = macro
         return function
 
     return add
@@ -75,10 +91,17 @@ def typed(error: Exception) -> NecError | None:
     return next((copy.copy(one) for one in reversed(_raised) if str(one) in text), None)
 
 
+@functools.cache
+def table_functions() -> frozenset[str]:
+    """Names of DuckDB's functions that are called like tables."""
+    query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')"
+    return frozenset(name for (name,) in _database().cursor().execute(query).fetchall())
+
+
 def prepare() -> None:
     """Start the database in the background, for the query that is to come."""
     if not _started:
-        threading.Thread(target=_database, name="nec-duckdb").start()
+        threading.Thread(target=table_functions, name="nec-duckdb").start()
 
 
 def _cursor(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
@@ -90,6 +113,8 @@ def _cursor(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
     named = query.lower()
     for name in (name for name in _functions if name in named):  # each costs a millisecond
         connection.execute(f"CREATE TEMP MACRO {name}(payload) AS {name}_of('{_token(files)}', payload)")
+    for macro in (macro for name, macro in _macros.items() if name in named):
+        connection.execute(f"CREATE TEMP MACRO {macro}")
     return connection
 
 
@@ -165,6 +190,8 @@ def _start() -> duckdb.DuckDBPyConnection:
         connection.create_function(
             f"{name}_of", _keeping(function), [duckdb.sqltypes.VARCHAR, _PAYLOAD], returns, type=ARROW
         )
+    for name, (plain, takes, returns) in _plain.items():
+        connection.create_function(name, _kept(plain), list(takes), returns, type=ARROW)
     for setting in (
         "GLOBAL TimeZone='UTC'",
         "GLOBAL enable_geoparquet_conversion=false",
@@ -179,8 +206,18 @@ def _start() -> duckdb.DuckDBPyConnection:
 
 def _keeping(function: Function) -> Callable[[pa.ChunkedArray, pa.ChunkedArray], pa.Array]:
     def call(token: pa.ChunkedArray, payload: pa.ChunkedArray) -> pa.Array:
+        return function(_find(token[0].as_py()), payload)
+
+    return _kept(call)
+
+
+def _kept(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
+    """The function, its typed errors kept for `typed`."""
+
+    @functools.wraps(function)  # DuckDB counts the parameters
+    def call(*columns: pa.ChunkedArray) -> pa.Array:
         try:
-            return function(_find(token[0].as_py()), payload)
+            return function(*columns)
         except NecError as error:
             _raised.append(copy.copy(error))
             raise

@@ -312,9 +312,11 @@ class Index:
         if moment.tzinfo is None:
             raise InputError(f"version {moment}: give the time with its zone, such as {moment.isoformat()}+00:00")
         # A log object's modification time does not survive a copy; the commit's own timestamp does.
-        older = [entry.version for entry in self.history() if entry.time <= moment]
+        entries = self.history()
+        older = [entry.version for entry in entries if entry.time <= moment]
         if not older:
-            raise NotFound(f"{self._store.url}: no version at {moment.isoformat()}; the archive is younger")
+            first = min(entry.time for entry in entries).isoformat(timespec="seconds") if entries else "none"
+            raise NotFound(f"{self._store.url}: no version at {moment.isoformat()}; the archive is younger, of {first}")
         return max(older)
 
 

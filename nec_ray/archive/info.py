@@ -4,6 +4,7 @@ from typing import Any
 
 from nec_ray.archive.archive import Archive
 from nec_ray.archive.layout import archive_codec
+from nec_ray.errors import without_secrets
 from nec_ray.storage import Store
 
 
@@ -41,7 +42,7 @@ def describe(archive: Archive) -> dict[str, Any]:
     box = [totals.pop(edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
     times = [totals.pop(name) for name in ("first", "last")]
     return {
-        "archive": archive.url,
+        "archive": without_secrets(archive.url),
         "version": archive.version,
         **totals,
         "bytes_per_tile": totals["payload_bytes"] / max(1, totals["valid"]),

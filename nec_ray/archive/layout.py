@@ -79,6 +79,11 @@ def is_pack(name: str) -> bool:
     return match is not None and match[3][:2] == match[2]
 
 
+def is_codec_id(text: str) -> bool:
+    """Whether a text is a codec's id."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
 def archive_codec(store: Store, codec_id: str) -> Codec:
     """A codec of the archive, loaded once a process."""
     return load_codec_cached(_codec_url(store, codec_id))
@@ -90,7 +95,7 @@ def archive_spec(store: Store, codec_id: str) -> CodecSpec:
 
 
 def _codec_url(store: Store, codec_id: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", codec_id):
+    if not is_codec_id(codec_id):
         raise CorruptIndex(f"the index names codec {codec_id[:80]!r}, which is no codec id; nothing was read")
     return f"{store.url}/codecs/{codec_id}"
 

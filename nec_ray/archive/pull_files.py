@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nec_ray.archive.archive import Pull
+from nec_ray.archive.pull import Pull
 from nec_ray.errors import InputError
 
 FORMATS = (".npz", ".zarr", ".parquet")

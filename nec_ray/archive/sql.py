@@ -12,9 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nec_ray.archive import intersects  # noqa: F401  (a function of SQL)
 from nec_ray.archive.database import connect, select, sql_function, typed
 from nec_ray.archive.datafile import read_file
 from nec_ray.archive.filesystem import IndexFiles
+from nec_ray.archive.guard import check_calls
+from nec_ray.archive.hints import sql_hint
 from nec_ray.archive.layout import archive_codec
 from nec_ray.archive.payloads import decode, fetch, references
 from nec_ray.codec import Codec
@@ -32,6 +35,8 @@ class Query:
     """
 
     def __init__(self, files: IndexFiles, sql: str, params: Sequence[Any] | None = None) -> None:
+        with typed_errors():
+            check_calls(sql)
         self._files = files  # which are mounted for as long as somebody holds them
         _queries.add(self)
         self._connection = _check_readable(files, sql)
@@ -117,6 +122,22 @@ def find(files: IndexFiles, columns: str, condition: str, params: Sequence[Any] 
             raise
 
 
+def bracketed(where: str | None) -> str:
+    """The condition in brackets that it cannot break out of.
+
+    Raises:
+        BadQuery: it is no SQL condition.
+    """
+    if not where or not where.strip():
+        return "true"
+    try:
+        duckdb.SQLExpression(where)
+    except duckdb.Error as error:
+        raise BadQuery(f"{where}: no SQL condition ({' '.join(str(error).split())})") from None
+    check_calls(where)
+    return f"({where}\n)"  # the line break ends a comment
+
+
 @sql_function("nec_decode", "FLOAT[][]")
 def _decode(files: IndexFiles, payload: pa.ChunkedArray) -> pa.Array:
     """Embeddings, list(tokens) of list(channels) float32, of payload references."""
@@ -195,7 +216,7 @@ def typed_errors() -> Iterator[None]:
         cause = typed(error)
         if cause is not None:
             raise cause from error
-        raise BadQuery(f"{_line(error)}; `DESCRIBE embeddings` lists the columns") from None
+        raise BadQuery(f"{sql_hint(_line(error))}; `DESCRIBE embeddings` lists the columns") from None
 
 
 def _check_readable(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:

@@ -21,6 +21,7 @@ from nec_ray.codec.quantise import MAX_ENTRIES
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage, canonical_json
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.errors import CorruptCodec, CorruptPayload, NotFound, UnsupportedFormat
+from nec_ray.notebook import facts_html
 from nec_ray.storage import Store
 
 FORMAT_VERSION = 1
@@ -56,6 +57,16 @@ class Codec:
     def __repr__(self) -> str:
         rows, cols = self.spec.grid
         return f"<Codec {self.id[:12]}: {self.spec.family}, {rows}x{cols} tokens x {self.spec.channels} channels>"
+
+    def _repr_html_(self) -> str:
+        rows, cols = self.spec.grid
+        facts: list[tuple[str, object]] = [
+            ("family", self.spec.family),
+            ("input", f"{', '.join(self.spec.input.bands)}, {self.spec.input.size} pixels a side"),
+            ("embedding", f"{rows} x {cols} tokens of {self.spec.channels} channels, {len(self.spec.layers)} layers"),
+            ("encoder", self.encoder_id[:12]),
+        ]
+        return facts_html(f"Codec {self.id[:12]}", facts)
 
     @property
     def encoder_id(self) -> str:

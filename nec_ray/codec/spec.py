@@ -63,7 +63,7 @@ class CodecSpec(_Closed):
     """The whole of codec.json; its canonical bytes name the codec."""
 
     format_version: Literal[1] = 1
-    family: Literal["mae_vit"]
+    family: Literal["mae_vit", "mp_mae"]
     architecture: dict[str, int]
     encoder_id: Sha256
     input: InputSpec

@@ -30,12 +30,14 @@ class Proxy:
         where = urlsplit(target)
         self._target = (where.hostname or "127.0.0.1", where.port or 80)
         self._seen: list[Request] = []
-        self._lock = threading.Lock()
+        self._unanswered = 0
+        self._change = threading.Condition()
         self.endpoint = ""
 
     def take(self) -> list[Request]:
-        """The requests since the last call."""
-        with self._lock:
+        """The requests since the last call; of those that are being answered, their ends are waited for."""
+        with self._change:
+            self._change.wait_for(lambda: not self._unanswered)
             seen, self._seen = self._seen, []
         return seen
 
@@ -61,19 +63,37 @@ class Proxy:
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-                to_store.write(head)
-                await _body(reader, to_store, _headers(head), empty=False)
-                answer = await from_store.readuntil(b"\r\n\r\n")
-                writer.write(answer)
-                headers = _headers(answer)
-                empty = method == "HEAD" or answer.split(b" ", 2)[1] in {b"204", b"304"}
-                size = await _body(from_store, writer, headers, empty=empty)
-                start = headers.get("content-range", "bytes 0-").removeprefix("bytes ").partition("-")[0]
-                with self._lock:
-                    self._seen.append(Request(method, _name(target), int(start) if start.isdigit() else 0, size))
+                with self._change:
+                    self._unanswered += 1
+                request = None
+                try:
+                    request = await _exchange(head, (reader, writer), (from_store, to_store))
+                finally:
+                    with self._change:
+                        self._unanswered -= 1
+                        self._seen += [request] if request else []
+                        self._change.notify_all()
         to_store.close()
         writer.close()
+
+
+async def _exchange(
+    head: bytes,
+    client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    store: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+) -> Request:
+    """Pass a request on, and its answer back."""
+    (from_client, to_client), (from_store, to_store) = client, store
+    method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+    to_store.write(head)
+    await _body(from_client, to_store, _headers(head), empty=False)
+    answer = await from_store.readuntil(b"\r\n\r\n")
+    to_client.write(answer)
+    headers = _headers(answer)
+    empty = method == "HEAD" or answer.split(b" ", 2)[1] in {b"204", b"304"}
+    size = await _body(from_store, to_client, headers, empty=empty)
+    start = headers.get("content-range", "bytes 0-").removeprefix("bytes ").partition("-")[0]
+    return Request(method, _name(target), int(start) if start.isdigit() else 0, size)
 
 
 async def _close(server: asyncio.Server) -> None:

@@ -1,12 +1,12 @@
 """What `nec head` does on an archive, and the same head on embeddings that were never compressed."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from torch import nn
 
 from nec_ray.codec import Codec
@@ -171,21 +171,45 @@ def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floa
     Raises:
         InputError: the catalog lacks a labelled tile, or its pixels cannot be read.
     """
+    place, rows = labelled_rows(labels, catalog)
+    spec, embedder = codec.spec.input, Embedder(codec)
+    out = np.empty((len(place), codec.spec.tokens, codec.spec.channels), np.float32)
+    for part in parts(rows):
+        names = part["tile_id"].to_pylist()
+        batch = read_tiles(part, bands=spec.bands, size=spec.size, fill=spec.mean)
+        for name, status, reason in zip(names, batch.status, batch.reason, strict=True):
+            check_valid(name, status, reason)
+        out[[place[name] for name in names]] = embedder.latents(batch.pixels)
+    return out
+
+
+def labelled_rows(labels: Labels, catalog: Catalog) -> tuple[dict[str, int], pa.Table]:
+    """Place of each labelled tile in the labels' order, and the tiles' catalog rows in the catalog's.
+
+    Raises:
+        InputError: the catalog lacks a labelled tile.
+    """
     place = {name: i for i, name in enumerate(labels.tile_ids)}
-    rows = catalog.table.filter(pc.is_in(catalog.table["tile_id"], pa.array(labels.tile_ids, pa.string())))
+    rows = catalog.where_ids(labels.tile_ids).table
     if rows.num_rows < len(place):
         lost = min(set(place) - set(rows["tile_id"].to_pylist()))
         raise InputError(
             f"{catalog.url or 'the catalog'}: labelled tile {lost} is not in it; give the one it was encoded from"
         )
-    spec, embedder = codec.spec.input, Embedder(codec)
-    out = np.empty((len(place), codec.spec.tokens, codec.spec.channels), np.float32)
+    return place, rows
+
+
+def parts(rows: pa.Table) -> Iterator[pa.Table]:
+    """Catalog rows, as many at a time as are held in memory with their pixels."""
     for start in range(0, rows.num_rows, _TILES_A_READ):
-        part = rows.slice(start, _TILES_A_READ)
-        names = part["tile_id"].to_pylist()
-        batch = read_tiles(part, bands=spec.bands, size=spec.size, fill=spec.mean)
-        for name, status, reason in zip(names, batch.status, batch.reason, strict=True):
-            if status != "valid":
-                raise InputError(f"labelled tile {name} cannot be read: {reason}; restore its source")
-        out[[place[name] for name in names]] = embedder.latents(batch.pixels)
-    return out
+        yield rows.slice(start, _TILES_A_READ)
+
+
+def check_valid(name: str, status: str, reason: str | None) -> None:
+    """Check what became of a labelled tile's pixels.
+
+    Raises:
+        InputError: it was not read.
+    """
+    if status != "valid":
+        raise InputError(f"labelled tile {name} cannot be read: {reason}; restore its source")

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from nec_ray.config import Section, check, read_toml, schema
+from nec_ray.evaluate.baselines.quantised import Precision, Ranges
+from nec_ray.evaluate.baselines.scaling import Depth
 
 _WHAT = "evaluation"
 
@@ -26,24 +28,112 @@ class Embeddings(Section):
     layers: int | None = Field(default=None, ge=1)
     """Only the first layers of each payload; all where not given."""
     decoder_layer: Literal["none", "frozen", "trained"] = "none"
-    """What becomes of the codec's first decoder layer at the consumer."""
+    """What becomes of the codec's first decoder layer at the consumer; only the head is trained behind it."""
+    catalog: str | None = None
+    """Tile catalog of the pixels, a path or URL: distortion and retrieval need the embeddings before compression."""
 
 
-class Uncompressed(Section):
-    """The embeddings before they were rounded, as float32: what compression is measured against."""
+class _OfPixels(Section):
+    """What all methods have in common that start from the tiles' pixels and one frozen encoder."""
 
-    kind: Literal["uncompressed"]
     name: str = Field(min_length=1)
     """What the method is called in results and pictures."""
     curve: str | None = None
     """Methods of one curve are joined by a line."""
     archive: str
-    """Archive whose tiles and codec's encoder are used: a path or URL."""
+    """Archive whose tiles, and unless `codec` is given whose encoder, are used: a path or URL."""
     catalog: str
     """Tile catalog of the pixels: a path or URL."""
+    codec: str | None = None
+    """Codec directory of another encoder, such as the one that NEC's training began from: a path or URL."""
 
 
-Method = Annotated[Embeddings | Uncompressed, Field(discriminator="kind")]
+class Uncompressed(_OfPixels):
+    """The embeddings before they were rounded, as float32: what compression is measured against."""
+
+    kind: Literal["uncompressed"]
+
+
+class _Ranged(_OfPixels):
+    """What methods have in common that quantise uniformly."""
+
+    precision: Precision
+    """Of a value: floats, or affine integers."""
+    ranges: Ranges
+    """Integers' range, of the training tiles."""
+    percentile: float = Field(default=100, gt=50, le=100)
+    """That ranges end at on both sides; 100 is from the least to the greatest value."""
+
+    @model_validator(mode="after")
+    def _integers_only(self) -> Self:
+        if self.precision.startswith("float") and self.model_fields_set & {"ranges", "percentile"}:
+            raise ValueError("floats have no ranges: leave out ranges and percentile")
+        return self
+
+
+class Quantised(_Ranged):
+    """Embeddings quantised uniformly, with zstd (NEC, "UQE")."""
+
+    kind: Literal["quantised"]
+    ranges: Ranges = "tensor"
+    """Integers' range: one for all values, as the paper has it, or one a channel; of the training tiles."""
+
+
+class PrincipalComponents(_Ranged):
+    """The tokens' first principal components, fitted on the training tiles and quantised, with zstd."""
+
+    kind: Literal["pca"]
+    components: int = Field(ge=1)
+    """That are kept."""
+    precision: Precision = "int8"
+    """Of a component."""
+    ranges: Ranges = "channel"
+    """Integers' range: one a component, or one for all, which gives components that vary little fewer bits."""
+
+
+class Binary(_OfPixels):
+    """A bit a value: on which side of its channel's median it lies; with zstd."""
+
+    kind: Literal["binary"]
+
+
+class _CodedPixels(_OfPixels):
+    """What methods have in common that send pixels: the encoder runs at the consumer."""
+
+    encoder: Literal["frozen", "trained"] = "frozen"
+    """Whether the consumer trains the encoder with the head, end to end, as the paper does with raw data; only the
+    head's task is done then."""
+
+
+class Raw(_CodedPixels):
+    """Pixels as large as the source has them, with zstd (NEC, "RDC")."""
+
+    kind: Literal["raw"]
+    bits: Depth
+    """Of a pixel's value; sources of more are scaled."""
+
+
+class SourceFiles(_CodedPixels):
+    """The source files as they are, a tile's share of its file by its pixels."""
+
+    kind: Literal["files"]
+
+
+class Jpeg2000(_CodedPixels):
+    """JPEG 2000 of the pixels."""
+
+    kind: Literal["jpeg2000"]
+    bits_per_pixel: float = Field(gt=0)
+    """Aimed at, all bands together."""
+    bits: Depth = 8
+    """Of a value before it is coded; sources of more are scaled."""
+
+
+Method = Annotated[
+    Embeddings | Uncompressed | Quantised | PrincipalComponents | Binary | Raw | SourceFiles | Jpeg2000,
+    Field(discriminator="kind"),
+]
+Task = Literal["head", "linear", "knn", "retrieval"]
 
 
 class Experiment(Section):
@@ -59,6 +149,12 @@ class Experiment(Section):
     """Of the heads: each method is trained once with each."""
     epochs: int | None = Field(default=None, ge=1)
     """Of the heads; as many as the number of tiles needs where not given."""
+    tasks: list[Task] = Field(default=["head"], min_length=1)
+    """What is done with the embeddings: `head` trains attention pooling and a linear layer, as the paper; `linear` and
+    `knn` classify mean tokens by logistic regression and by neighbours; `retrieval` finds test tiles' neighbours among
+    the training tiles, by mean tokens."""
+    retrieval_k: int = Field(default=10, ge=1)
+    """Neighbours that are looked for: recall is the share of the uncompressed embeddings' that are found."""
     methods: list[Method] = Field(min_length=1)
     """What is compared."""
 
@@ -69,12 +165,22 @@ class Experiment(Section):
             raise ValueError("a seed stands twice")
         return seeds
 
+    @field_validator("tasks")
+    @classmethod
+    def _once(cls, tasks: list[Task]) -> list[Task]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("a task stands twice")
+        return tasks
+
     @model_validator(mode="after")
     def _names(self) -> "Experiment":
         names = [method.name for method in self.methods]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two methods are named {name!r}")
+        for method in self.methods:
+            if "retrieval" in tasks_of(method, self.tasks) and method.catalog is None:
+                raise ValueError(f"method {method.name!r} needs a catalog: retrieval looks for uncompressed neighbours")
         return self
 
 
@@ -91,6 +197,18 @@ def read_experiment(path: Path) -> Experiment:
 def experiment_schema() -> dict[str, Any]:
     """JSON Schema of the file, as schemas/evaluation.schema.json holds it."""
     return schema(Experiment)
+
+
+def trains_encoder(method: Method) -> bool:
+    """Whether the encoder is trained with the head, on pixels."""
+    return isinstance(method, Raw | SourceFiles | Jpeg2000) and method.encoder == "trained"
+
+
+def tasks_of(method: Method, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that a method is asked to do: behind a layer or encoder that is trained there is only the head."""
+    if trains_encoder(method) or (isinstance(method, Embeddings) and method.decoder_layer != "none"):
+        return [task for task in tasks if task == "head"]
+    return list(tasks)
 
 
 def curves(experiment: Experiment) -> dict[str, Sequence[str]]:

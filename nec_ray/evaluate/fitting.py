@@ -23,6 +23,7 @@ Progress = Callable[[int, int], None]
 _SCORE_BATCH = 512
 _WARM_UP = 0.05  # of all steps
 _WEIGHT_DECAY = 0.05
+_FIRST = "first_layer."
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def fit(
     learning_rate: float,
     decay: Callable[[float], float],
     progress: Progress | None,
+    first_layer_rate: float | None = None,
+    score_batch: int = _SCORE_BATCH,
 ) -> None:
     """Train a head by AdamW; it is left ready to score.
 
@@ -94,16 +97,18 @@ def fit(
         learning_rate: after a warm-up of 5 % of the steps.
         decay: its factor by the share of the steps after that.
         progress: called after each epoch.
+        first_layer_rate: learning rate of the layer before the head; `learning_rate` where it is None.
+        score_batch: tiles whose features are computed at a time before training.
     """
     inputs = torch.from_numpy(embeddings)
     with torch.no_grad():
         # Tokens of a trained layer move while it trains; their scale at the start is near enough.
-        features = torch.cat([head.features(x.to(head.mean.device)) for x in torch.split(inputs, _SCORE_BATCH)])
+        features = torch.cat([head.features(x.to(head.mean.device)) for x in torch.split(inputs, score_batch)])
     head.fit_scale(features)
     moves = head.first_layer is not None and any(p.requires_grad for p in head.first_layer.parameters())
     data = inputs if moves else features
     steps = epochs * math.ceil(len(inputs) / batch)
-    optimiser = torch.optim.AdamW(_groups(head), lr=learning_rate)
+    optimiser = torch.optim.AdamW(_groups(head, learning_rate, first_layer_rate or learning_rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps, decay))
     head.train()
     for epoch in range(epochs):
@@ -150,12 +155,18 @@ def align(where: str, pull: PulledTiles, tile_ids: Sequence[str]) -> npt.NDArray
     return np.array([place[name] for name in tile_ids], np.int64)
 
 
-def _groups(head: nn.Module) -> list[dict[str, Any]]:
+def _groups(head: nn.Module, rate: float, first_layer_rate: float) -> list[dict[str, Any]]:
     """Weights decay; biases, normalisations and the query do not."""
-    trained = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
-    kept = [p for name, p in trained if p.ndim < 2 or name.endswith("latent")]
-    decayed = [p for name, p in trained if not (p.ndim < 2 or name.endswith("latent"))]
-    return [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}]
+    groups = []
+    for first, lr in ((False, rate), (True, first_layer_rate)):
+        trained = [
+            (name, p) for name, p in head.named_parameters() if p.requires_grad and name.startswith(_FIRST) == first
+        ]
+        kept = [p for name, p in trained if p.ndim < 2 or name.endswith("latent")]
+        decayed = [p for name, p in trained if not (p.ndim < 2 or name.endswith("latent"))]
+        groups.append({"params": decayed, "weight_decay": _WEIGHT_DECAY, "lr": lr})
+        groups.append({"params": kept, "weight_decay": 0.0, "lr": lr})
+    return [group for group in groups if group["params"]]
 
 
 def _rate(step: int, steps: int, decay: Callable[[float], float]) -> float:

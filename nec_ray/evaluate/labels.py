@@ -16,8 +16,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from nec_ray.errors import BadLabels
-from nec_ray.evaluate.polygons import points_in_rings, rings_of_geojson, rings_of_wkb
 from nec_ray.storage import normalise_url, read_url
+from nec_ray.tiles.polygons import points_in_rings, rings_of_geojson, rings_of_wkb
 
 LABEL_ROWS = ("tile_id", "bbox", "geometry", "label")
 """Columns that `read_labels` needs of the archive's valid tiles."""

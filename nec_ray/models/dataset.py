@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from nec_ray.archive.hints import shortened
 from nec_ray.archive.kind import common_layers
 from nec_ray.codec import Codec
 from nec_ray.errors import InputError, MixedCodecs
@@ -69,7 +70,8 @@ def valid_rows(source: EmbeddingSource, columns: Sequence[str], where: str | Non
     condition = f"({where}\n) AND status = 'valid'" if where and where.strip() else "status = 'valid'"
     rows = source.rows(columns, condition)
     if not rows.num_rows:
-        raise InputError(f"{source.url}: no valid tile fits{f' {where}' if where else ''}; change the condition")
+        shown = f" {shortened(where)}" if where else ""
+        raise InputError(f"{source.url}: no valid tile fits{shown}; change the condition")
     return rows
 
 

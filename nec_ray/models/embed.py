@@ -12,9 +12,11 @@ from nec_ray.codec import Codec
 from nec_ray.codec.truncate import MEDIANS
 from nec_ray.errors import CorruptCodec, InputError
 from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
+from nec_ray.models.stages import FirstStageLayer, StageConfig, StageEncoder
 from nec_ray.models.threads import one_thread
 
 BATCH = 32
+_MODELS = {"mae_vit": "a MAE ViT", "mp_mae": "a stage of MP-MAE"}
 _LARGEST_INPUT = 1e6
 """Standard deviations from the mean: wilder pixels are cut off here, so that no latent overflows to NaN."""
 
@@ -35,9 +37,7 @@ class Embedder:
     """
 
     def __init__(self, codec: Codec, device: str = "cpu") -> None:
-        config = mae_config(codec)
-        self._encoder = MaeEncoder(config).eval()
-        _load(self._encoder, codec, "encoder")
+        self._encoder = encoder_of(codec).eval()
         self._device = torch.device(device)
         self._encoder.to(self._device)
         spec = codec.spec.input
@@ -45,7 +45,10 @@ class Embedder:
         self._std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
         self._shape = (len(spec.bands), spec.size, spec.size)
         self._median = codec.tables.median
-        self._latent = (config.tokens, codec.spec.channels)  # fewer than the encoder's where the codec is truncated
+        self._latent = (
+            self._encoder.tokens,
+            codec.spec.channels,
+        )  # fewer than the encoder's where the codec is truncated
 
     def latents(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Latents float32 (tiles, tokens, channels) of pixels float32 (tiles, bands, size, size), raw units.
@@ -82,26 +85,41 @@ def _exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def mae_config(codec: Codec) -> MaeConfig:
-    """The masked autoencoder's sizes that codec.json declares.
+def model_config(codec: Codec) -> MaeConfig | StageConfig:
+    """The model's sizes that codec.json declares.
 
     Raises:
         CorruptCodec: they are incomplete, or contradict the latent's shape.
     """
-    try:
-        config = MaeConfig(**codec.spec.architecture)
-    except (TypeError, InputError) as error:
-        raise CorruptCodec(f"codec {codec.id[:12]}: its architecture is not that of a MAE ViT ({error})") from None
     spec = codec.spec
+    config: MaeConfig | StageConfig
+    try:
+        if spec.family == "mae_vit":
+            config = MaeConfig(**spec.architecture)
+        else:
+            config = StageConfig.of_architecture(spec.architecture)
+    except (TypeError, InputError) as error:
+        raise CorruptCodec(
+            f"codec {codec.id[:12]}: its architecture is not that of {_MODELS[spec.family]} ({error})"
+        ) from None
     declared = (spec.grid, spec.input.size, len(spec.input.bands))
     if ((config.side, config.side), config.size, config.bands) != declared or spec.channels > config.dim:
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
     return config
 
 
+def encoder_of(codec: Codec) -> MaeEncoder | StageEncoder:
+    """The codec's encoder: normalised pixels (batch, bands, size, size) -> latent (batch, tokens, dim)."""
+    config = model_config(codec)
+    encoder = MaeEncoder(config) if isinstance(config, MaeConfig) else StageEncoder(config)
+    _load(encoder, codec, "encoder")
+    return encoder
+
+
 def first_decoder_layer(codec: Codec) -> nn.Module:
     """The codec's first decoder layer: (batch, tokens, channels) -> (batch, tokens, decoder channels)."""
-    layer = FirstDecoderLayer(mae_config(codec))
+    config = model_config(codec)
+    layer = FirstDecoderLayer(config) if isinstance(config, MaeConfig) else FirstStageLayer(config)
     _load(layer, codec, "decoder")
     return layer
 
@@ -109,7 +127,7 @@ def first_decoder_layer(codec: Codec) -> nn.Module:
 def latent_medians(codec: Codec) -> npt.NDArray[np.float32]:
     """Medians float32 (channels,) of the whole latent, also where the codec holds only its first layers."""
     medians = codec.tensors("decoder").get(MEDIANS, codec.tables.median)
-    if medians.dtype != np.float32 or medians.shape != (mae_config(codec).dim,) or not np.all(np.isfinite(medians)):
+    if medians.dtype != np.float32 or medians.shape != (model_config(codec).dim,) or not np.all(np.isfinite(medians)):
         raise CorruptCodec(f"codec {codec.id[:12]}: its decoder's medians do not fit its architecture")
     return np.asarray(medians)
 

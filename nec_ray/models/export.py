@@ -12,8 +12,9 @@ from torch import nn
 
 from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, write_codec
 from nec_ray.codec.payload import PayloadCoder
-from nec_ray.models.mae import MaeDecoder, MaeEncoder
+from nec_ray.models.mae import MaeEncoder
 from nec_ray.models.nec import NeuralEmbeddingCompressor
+from nec_ray.models.stages import StageEncoder
 
 _MAX_RADIUS = 4096
 _TAIL = 1e-9
@@ -46,13 +47,13 @@ def export_codec(
         The codec id.
     """
     model.eval()
-    encoder, decoder = model.encoder, model.decoder
-    assert isinstance(encoder, MaeEncoder)
-    assert isinstance(decoder, MaeDecoder)
+    encoder, first = model.encoder, model.decoder.first
+    assert isinstance(encoder, MaeEncoder | StageEncoder)
+    assert isinstance(first, nn.Module)
     config = encoder.config
     kept = np.float16 if half else np.float32
     if half:
-        for module in (encoder, decoder.first):
+        for module in (encoder, first):
             module.load_state_dict({name: tensor.half() for name, tensor in module.state_dict().items()})
     latents = _latents(model, input_spec, calibration)
     tables = tables_of(model.bottleneck, latents)
@@ -61,7 +62,7 @@ def export_codec(
     size = int(PayloadCoder(tables, layers).compress(symbols).length.sum())
     return write_codec(
         folder,
-        family="mae_vit",
+        family=encoder.family,
         architecture=config.to_architecture(),
         input=input_spec,
         grid=(config.side, config.side),
@@ -69,7 +70,7 @@ def export_codec(
         lineage=lineage.model_copy(update={"bits_per_symbol": 8 * size / symbols.size}),
         tables=tables,
         encoder=_arrays(encoder, kept),
-        decoder=_arrays(decoder.first, kept),
+        decoder=_arrays(first, kept),
         calibration=symbols,
     )
 

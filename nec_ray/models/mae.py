@@ -80,6 +80,8 @@ SIZES: dict[str, dict[str, int]] = {
 class MaeEncoder(nn.Module):
     """Patches -> latent. Parameter names are those of facebookresearch/mae."""
 
+    family = "mae_vit"
+
     def __init__(self, config: MaeConfig) -> None:
         super().__init__()
         self.config = config

@@ -1,6 +1,6 @@
 """Neural Embedding Compression (Gomes & Brunschwiler 2024, section 3): a bottleneck between encoder and decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nec_ray.errors import InputError
 from nec_ray.models.mae import MaeConfig, MaeDecoder, MaeEncoder, random_keep
+from nec_ray.models.stages import StageConfig, StageDecoder, StageEncoder, reorder_stage
 
 Trainable = Literal["entropy", "entropy+patch", "paper", "all"]
 
@@ -26,14 +27,21 @@ class TokenEncoder(Protocol):
         """Of a tile."""
 
     def __call__(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Latent (batch, tokens, channels), of the tokens `keep` (batch, kept) where some are masked."""
+        """Latent (batch, tokens, channels), of the tokens `keep` (batch, kept) where some are masked.
+
+        Where several tokens are masked together, as a patch, `keep` counts the patches, and the encoder has their
+        number as its attribute `patches`.
+        """
 
 
 class TokenDecoder(Protocol):
     """What the adapter needs of a decoder."""
 
     def loss(self, latent: Tensor, keep: Tensor, pixels: Tensor) -> Tensor:
-        """How far what it makes of a latent (batch, kept, channels) is from the pixels."""
+        """How far what it makes of a latent (batch, visible tokens, channels) is from the pixels.
+
+        A decoder of several modalities takes their targets by name as a further argument.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Losses:
     loss: Tensor
     """MSE + beta * bits per element; the MSE alone while pretraining."""
     mse: Tensor
+    """The decoder's loss: a sum over the tasks, where it has several."""
     bits: Tensor
     """Bits per element of the latent under the noise proxy; 0 while pretraining."""
 
@@ -81,24 +90,38 @@ class NeuralEmbeddingCompressor(nn.Module):
         """One of a masked autoencoder with random weights."""
         return cls(MaeEncoder(config), MaeDecoder(config), layers)
 
+    @classmethod
+    def mp_mae(cls, config: StageConfig, layers: Sequence[int] | None = None) -> "NeuralEmbeddingCompressor":
+        """One of a stage of MP-MAE's encoder, which predicts its own input, with random weights."""
+        return cls(StageEncoder(config), StageDecoder(config), layers)
+
     def forward(
-        self, pixels: Tensor, *, mask_ratio: float, beta: float | None, generator: torch.Generator | None = None
+        self,
+        pixels: Tensor,
+        *,
+        mask_ratio: float,
+        beta: float | None,
+        generator: torch.Generator | None = None,
+        targets: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         """Losses of normalised pixels (batch, bands, size, size).
 
         Args:
             pixels: normalised pixels.
-            mask_ratio: share of masked tokens.
+            mask_ratio: share of masked patches.
             beta: weight of the rate; None leaves the bottleneck out (plain MAE pretraining).
             generator: of the masks, the noise and the numbers of layers, on the pixels' device.
+            targets: of the other modalities that the decoder predicts, by name; see `pretext`.
         """
-        keep = random_keep(len(pixels), int(self.encoder.tokens), mask_ratio, generator, pixels.device)  # type: ignore[arg-type]
+        patches = int(getattr(self.encoder, "patches", self.encoder.tokens))  # type: ignore[arg-type]
+        keep = random_keep(len(pixels), patches, mask_ratio, generator, pixels.device)
         latent = self.encoder(pixels, keep)
         bits = torch.zeros((), device=pixels.device)
         if beta is not None:
             kept = self._kept_layers(len(pixels), generator, pixels.device) if len(self.layers) > 1 else None
             latent, bits = self.coded(latent, kept, generator)
-        mse = self.decoder.loss(latent, keep, pixels)  # type: ignore[operator]
+        others = () if targets is None else (targets,)
+        mse = self.decoder.loss(latent, keep, pixels, *others)  # type: ignore[operator]
         return Losses(mse if beta is None else mse + beta * bits, mse, bits)
 
     def coded(
@@ -141,31 +164,41 @@ def set_trainable(model: NeuralEmbeddingCompressor, trainable: Trainable, *, dec
     """Freeze everything that adaptation leaves as it is.
 
     - `entropy`: the entropy model alone is trained; the frozen latents are only quantised and coded.
-    - `entropy+patch`: and the patch embedding.
+    - `entropy+patch`: and the patch embedding (MP-MAE: the initial convolution and the stem).
     - `paper`: all but all encoder blocks but the last, all decoder blocks but the first, and the position embeddings
-      (NEC, section 3, "Efficient Model Adaptation").
+      (NEC, section 3, "Efficient Model Adaptation"). MP-MAE's downsampling layers stay with the blocks, and its
+      decoders have one block each.
     - `all`: all but the position embeddings.
 
     Args:
-        model: of a masked autoencoder.
+        model: of a masked autoencoder, or of a stage of MP-MAE.
         trainable: which.
         decoder_is_new: whether the decoder has random weights, and is trained whatever is frozen besides.
     """
     encoder, decoder = model.encoder, model.decoder
-    assert isinstance(encoder, MaeEncoder)
-    assert isinstance(decoder, MaeDecoder)
     model.requires_grad_(trainable in {"paper", "all"})
     model.bottleneck.requires_grad_(True)
-    encoder.patch_embed.requires_grad_(trainable != "entropy")
-    if trainable == "paper":
-        encoder.blocks[:-1].requires_grad_(False)
-        decoder.blocks.requires_grad_(False)
-    if decoder_is_new:
-        decoder.requires_grad_(True)
-    encoder.pos_embed.requires_grad_(False)
-    decoder.first.decoder_pos_embed.requires_grad_(False)
     # The quantiles do not train: they are solved for when the tables are made (export.py).
     model.bottleneck.quantiles.requires_grad_(False)
+    if isinstance(encoder, StageEncoder):
+        if trainable == "paper":
+            encoder.requires_grad_(False)
+            list(encoder.encoder.stages[-1].children())[-1].requires_grad_(True)
+        encoder.encoder.initial_conv.requires_grad_(trainable != "entropy")
+        encoder.encoder.stem.requires_grad_(trainable != "entropy")
+    else:
+        assert isinstance(encoder, MaeEncoder)
+        assert isinstance(decoder, MaeDecoder)
+        encoder.patch_embed.requires_grad_(trainable != "entropy")
+        if trainable == "paper":
+            encoder.blocks[:-1].requires_grad_(False)
+            decoder.blocks.requires_grad_(False)
+    if decoder_is_new:
+        decoder.requires_grad_(True)
+    if isinstance(encoder, MaeEncoder):
+        assert isinstance(decoder, MaeDecoder)
+        encoder.pos_embed.requires_grad_(False)
+        decoder.first.decoder_pos_embed.requires_grad_(False)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -175,17 +208,22 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def reorder_channels(encoder: MaeEncoder, decoder: MaeDecoder, order: Tensor) -> None:
+def reorder_channels(encoder: MaeEncoder | StageEncoder, decoder: MaeDecoder | StageDecoder, order: Tensor) -> None:
     """Put the latent's channels in another order without changing what the model computes.
 
-    A transformer's channels have no order of their own: what reads and what writes them is permuted alike. So the
-    channels that matter most can come first, where a prefix of layers begins, before adaptation.
+    The channels of a transformer, or of a stage, have no order of their own: what reads and what writes them is
+    permuted alike. So the channels that matter most can come first, where a prefix of layers begins, before adaptation.
 
     Args:
         encoder: whose channel `order[i]` becomes channel i.
         decoder: that reads them.
         order: (channels,) a permutation.
     """
+    if isinstance(encoder, StageEncoder):
+        assert isinstance(decoder, StageDecoder)
+        reorder_stage(encoder, decoder, order)
+        return
+    assert isinstance(decoder, MaeDecoder)
 
     def rows(*tensors: Tensor) -> None:  # what writes channels
         for tensor in tensors:

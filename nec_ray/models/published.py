@@ -11,7 +11,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PosixPath, PurePosixPath
 from typing import Any
 
 import safetensors
@@ -71,8 +71,9 @@ def read_checkpoint(url: str) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise BadCheckpoint(f"{where}: no safetensors file ({error}); download it again") from None
     try:
-        # The arguments of the training run, which RVSA's checkpoints hold, are attributes and nothing more.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        # The arguments of the training run, which RVSA's and MMEarth's checkpoints hold, are attributes and nothing
+        # more; a path among them names a folder and opens nothing.
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles, which an error below says better
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -11,6 +11,10 @@ from contextlib import contextmanager, redirect_stdout
 from nec_ray.errors import NecError, RunError
 from nec_ray.runtime.stop import take_sigterm_back
 
+NODE_ENVIRONMENT = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+"""Of the processes that start Ray's nodes. Encoders take all of a node's workers by Ray's count, one a core, so that it
+ends a reader that has waited for a second, and the next shard waits until another has been started: 3 s of a core."""
+
 
 @contextmanager
 def connect() -> Iterator[None]:
@@ -24,6 +28,8 @@ def connect() -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks would run through the progress bar
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in NODE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_task_oom_retries", "2")  # infinite otherwise: pipeline.py isolates what is left
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of workers: see nec_ray/__main__.py
     if "RAY_ADDRESS" not in os.environ:

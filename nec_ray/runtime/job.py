@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from nec_ray.errors import ConflictError, Interrupted, NecError, RunError, StorageError
+from nec_ray.errors import ConflictError, Interrupted, NecError, RunError, StorageError, without_secrets
 from nec_ray.runtime.stop import stop_on_sigterm
 
 DONE, FINAL, RETRY = 0, 1, 75
@@ -26,7 +26,7 @@ class JsonLines(logging.Formatter):
             "event": record.getMessage(),
             **getattr(record, "facts", {}),
         }
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return without_secrets(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def run_job(work: Callable[[], Mapping[str, Any]]) -> int:

@@ -31,16 +31,29 @@ class DataSection(Section):
     """Tiles read, once; an even sample of a larger catalog. Each worker keeps its share in a temporary file."""
 
 
+_SIZES = {
+    "mae_vit": ("micro", "tiny", "small", "base", "large"),
+    "mp_mae": ("atto", "femto", "pico", "nano", "tiny"),
+}
+
+
 class ModelSection(Section):
     """Which masked autoencoder."""
 
-    size: Literal["micro", "tiny", "small", "base", "large"] = "tiny"
+    family: Literal["mae_vit", "mp_mae"] = "mae_vit"
+    """A vision transformer, or MP-MAE's ConvNeXt V2, which is adapted from pretrained weights (`init`)."""
+    size: Literal["micro", "tiny", "small", "base", "large", "atto", "femto", "pico", "nano"] = "tiny"
+    """mae_vit: micro to large; mp_mae: atto, femto, pico, nano, tiny."""
     patch: int = Field(default=16, ge=1, le=64)
+    """mp_mae: 8, 16 or 32."""
+    stages: list[Annotated[int, Field(ge=1, le=4)]] | None = Field(default=None, min_length=1, max_length=1)
+    """mp_mae: the stage whose feature map is compressed, one in this release; [4], the last, has a token a patch, each
+    earlier stage four times as many of half the channels."""
     depth: int | None = Field(default=None, ge=2, le=48)
-    """Encoder blocks; that of the size where not given."""
+    """mae_vit: encoder blocks; those of the size where not given."""
     init: str | None = None
-    """Weights to begin from: a .pth or .safetensors file, path or URL, of a published MAE or ViT or of an earlier
-    run's OUT/weights.safetensors; random weights where not given."""
+    """Weights to begin from: a .pth or .safetensors file, path or URL, of a published MAE or ViT (mp_mae: of MMEarth)
+    or of an earlier run's OUT/weights.safetensors; random weights where not given."""
     layers: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1, max_length=64)
     """Channels of each layer of a payload, trained so that every prefix of the layers is an embedding; one layer where
     not given."""
@@ -60,6 +73,7 @@ class TrainSection(Section):
     trainable: Literal["entropy", "entropy+patch", "paper", "all"] = "paper"
     """What adaptation trains: the entropy model alone, the patch embedding too, the paper's set, or everything."""
     mask_ratio: float = Field(default=0.75, ge=0, lt=1)
+    """Share of masked patches; MMEarth pretrained with 0.6."""
     batch_size: int = Field(default=256, ge=1)
     """Tiles a step, over all workers."""
     accumulate: int = Field(default=1, ge=1)
@@ -86,6 +100,25 @@ class Recipe(Section):
     data: DataSection
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
+
+    @model_validator(mode="after")
+    def _model_is_of_its_family(self) -> "Recipe":
+        model = self.model
+        if model.size not in _SIZES[model.family]:
+            raise ValueError(f"model.size {model.size} is none of {model.family}: {', '.join(_SIZES[model.family])}")
+        if model.family == "mp_mae":
+            if model.patch not in {8, 16, 32}:
+                raise ValueError(f"model.patch {model.patch}: mp_mae has 8, 16 or 32")
+            if model.depth:
+                raise ValueError("model.depth is for model.family mae_vit; mp_mae's is that of its size")
+            if self.train.pretrain_epochs or not model.init:
+                raise ValueError(
+                    "model.family mp_mae is only adapted in this release: "
+                    "give pretrained weights as model.init, and train.pretrain_epochs = 0"
+                )
+        elif model.stages:
+            raise ValueError("model.stages is for model.family mp_mae")
+        return self
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "Recipe":

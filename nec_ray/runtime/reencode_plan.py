@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive import Archive, open_archive
-from nec_ray.archive.archive import bracketed
 from nec_ray.archive.datafile import DataFile
 from nec_ray.archive.index import Index
 from nec_ray.archive.layout import archive_codec, archive_spec, install_codec
+from nec_ray.archive.sql import bracketed
 from nec_ray.codec import Codec, CodecSpec, is_prefix, load_codec, truncate_codec
 from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadQuery, CodecMismatch, InputError, RunError

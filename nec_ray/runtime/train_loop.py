@@ -100,6 +100,8 @@ def initial_model(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
     from nec_ray.models.nec import NeuralEmbeddingCompressor
     from nec_ray.models.published import import_weights, read_checkpoint
 
+    if recipe.model.family == "mp_mae":
+        return _initial_mp_mae(recipe, bands)
     sizes = dict(SIZES[recipe.model.size])
     if recipe.model.depth:
         sizes["depth"] = recipe.model.depth
@@ -114,6 +116,27 @@ def initial_model(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
     if found.resized_from:
         line += f", positions interpolated from {found.resized_from} to {config.side} tokens a side"
     return model, not found.decoder, line
+
+
+def _initial_mp_mae(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
+    """As `initial_model`, of a stage of MP-MAE's encoder."""
+    import torch
+
+    from nec_ray.models.convnext import SIZES, ConvNextConfig
+    from nec_ray.models.mmearth_weights import import_stage
+    from nec_ray.models.nec import NeuralEmbeddingCompressor
+    from nec_ray.models.published import read_checkpoint
+    from nec_ray.models.stages import StageConfig
+
+    assert recipe.model.init  # the recipe says so
+    tensors = read_checkpoint(recipe.model.init)
+    encoder = ConvNextConfig(size=recipe.data.size, patch=recipe.model.patch, bands=bands, **SIZES[recipe.model.size])
+    config = StageConfig(encoder, *(recipe.model.stages or []))
+    torch.manual_seed(recipe.train.seed)
+    model = NeuralEmbeddingCompressor.mp_mae(config, recipe.model.layers)
+    decoder = import_stage(model.encoder, model.decoder, tensors, recipe.model.init)  # type: ignore[arg-type]
+    with_decoder = " and optical decoder" if decoder else ", with a new decoder"
+    return model, not decoder, f"weights of {recipe.model.init}: encoder{with_decoder}"
 
 
 class _Worker:

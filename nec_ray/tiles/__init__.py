@@ -8,13 +8,14 @@ from nec_ray.tiles.catalog import Catalog, CatalogMetadata, band_sets, check_ban
 from nec_ray.tiles.geoparquet import geoparquet_bytes
 from nec_ray.tiles.hilbert import spatial_order
 from nec_ray.tiles.ordered import OrderedTiles
-from nec_ray.tiles.read import TileBatch, read_pixels, read_tiles
+from nec_ray.tiles.read import NativeTile, TileBatch, read_native, read_pixels, read_tiles
 from nec_ray.tiles.resize import resize
 from nec_ray.tiles.scene import builtin_labels, builtin_scene
 
 __all__ = [
     "Catalog",
     "CatalogMetadata",
+    "NativeTile",
     "OrderedTiles",
     "TileBatch",
     "band_sets",
@@ -24,6 +25,7 @@ __all__ = [
     "check_bands",
     "geoparquet_bytes",
     "read_catalog",
+    "read_native",
     "read_pixels",
     "read_tiles",
     "resize",

@@ -111,11 +111,11 @@ def _table(rows: Iterable[dict[str, Any]], extra: Sequence[str] | Mapping[str, p
 def _stack(url: str, how: "_How") -> pa.Table:
     """Of a source that holds several images."""
     if is_hdf5(url):
-        from nec_ray.tiles.mmearth import mmearth_rows
+        from nec_ray.tiles.mmearth import EXTRA_COLUMNS, mmearth_rows
 
         how.check_unsaid(f"{url}: MMEarth's file")
         folder, _, name = url.rpartition("/")
-        return _table(mmearth_rows(Store(folder or "/"), name), ("s2_type", "split", "biome"))
+        return _table(mmearth_rows(Store(folder or "/"), name), EXTRA_COLUMNS)
     from nec_ray.tiles.zarr_rows import zarr_windows
 
     return _table(zarr_windows(url, **how.of_windows()))

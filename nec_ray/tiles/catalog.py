@@ -268,9 +268,26 @@ def rows_where(table: pa.Table, where: str) -> pa.Array:
     Raises:
         BadQuery: it does not parse or does not run.
     """
+    sql = f"SELECT __row FROM tiles WHERE ({where}\n) ORDER BY __row"  # a comment in it ends with the line
+    more = f"{where!r} is more than a condition; give what follows WHERE"
+    return query_tiles(table, sql, f"the condition {where!r}", more)["__row"].combine_chunks()
+
+
+def query_tiles(table: pa.Table, sql: str, what: str, more: str) -> pa.Table:
+    """Result of a query over a catalog's columns, as the table `tiles`, and `__row`, the number of a row.
+
+    Args:
+        table: of a catalog; all that the query can read.
+        sql: one SELECT.
+        what: what of it the user gave, for an error.
+        more: the error of what closes the SELECT and begins another statement.
+
+    Raises:
+        BadQuery: it does not parse or does not run.
+    """
     import duckdb
 
-    numbered = table.append_column("__row", pa.array(np.arange(table.num_rows)))
+    numbered = table.append_column("__row", pa.array(np.arange(table.num_rows), pa.int64()))
     config: dict[str, str | bool | int | float | list[str]] = {
         "python_enable_replacements": False,
         "autoinstall_known_extensions": False,
@@ -278,14 +295,13 @@ def rows_where(table: pa.Table, where: str) -> pa.Array:
     with duckdb.connect(":memory:", config=config) as connection:
         connection.register("tiles", numbered)
         connection.execute("SET enable_external_access = false")
-        sql = f"SELECT __row FROM tiles WHERE ({where}\n) ORDER BY __row"  # a comment in it ends with the line
         try:
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise BadQuery(f"{where!r} is more than a condition; give what follows WHERE")
-            return pa.array(connection.execute(sql).fetchnumpy()["__row"], pa.int64())
+                raise BadQuery(more)
+            return connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
-            raise BadQuery(f"the condition {where!r} does not run on the catalog: {_line(error)}") from error
+            raise BadQuery(f"{what} does not run on the catalog: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

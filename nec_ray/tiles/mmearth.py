@@ -1,54 +1,50 @@
-"""MMEarth's HDF5 files (MMEarth, sections 3 and A; `convert_to_h5.py` of vishalned/MMEarth-data): Sentinel-2 tiles.
+"""MMEarth's HDF5 files as tiles (MMEarth, section 3; `convert_to_h5.py` of vishalned/MMEarth-data).
 
-Beside `NAME.h5` stand `NAME_tile_info.json` and `NAME_splits.json`. The file's links are not followed, and nothing of
-what it may say about other files.
+A tile's pixels are its sample's Sentinel-2 image; `read_modalities` reads all that its sample has.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
-from nec_ray.errors import BadSource, NecError, NotFound
+from nec_ray.errors import BadSource, NecError
 from nec_ray.storage import Store
+from nec_ray.tiles.mmearth_reader import MMEarthFile, open_mmearth
+from nec_ray.tiles.modalities import MODALITIES, SENTINEL2_BANDS
 from nec_ray.tiles.place import NOWHERE, place_of
+from nec_ray.tiles.rows import is_hdf5, stack_number
 
-SENTINEL2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8A", "B8", "B9", "B10", "B11", "B12")
-"""In the file's order: B8A before B8. B10 is 0 in L2A."""
+EXTRA_COLUMNS = ("s2_type", "split", "biome", "eco_region")
+"""Texts that a catalog of MMEarth has beside the usual columns; biome and eco_region are class numbers."""
 _PIXEL_M = 10
-_MOST_BYTES = 1 << 28
-"""Of a chunk, one sample in the published files."""
 
 
 def mmearth_rows(store: Store, name: str) -> Iterator[dict[str, Any]]:
-    """Catalog rows of the samples of a file, with columns `s2_type` (l1c or l2a), `split` and `biome` beside the usual.
+    """Catalog rows of the samples of a file, with `EXTRA_COLUMNS` beside the usual.
 
     A tile's footprint is that of its size around its centre, in the sample's UTM zone.
 
     Raises:
-        BadSource: no MMEarth file, or its tile_info.json does not read.
+        BadSource: no MMEarth file, or a JSON file beside it does not read.
     """
     where = f"{store.url}/{name}"
     stem = name.rpartition(".")[0]
-    info, splits = (_json(store, f"{stem}_{kind}.json") for kind in ("tile_info", "splits"))
-    split_of = {int(number): split for split, numbers in splits.items() for number in numbers}
     etag = store.etag(name)
-    with _opened(store, name) as file:
-        images, metadata = _dataset(file, "sentinel2", where), _dataset(file, "metadata", where)
-        _check(images, where)
-        count, _, height, width = images.shape
-        if metadata.shape != (count,) or not {"tile_id", "S2_type"} <= set(metadata.dtype.names or ()):
-            raise BadSource(f"{where}: its metadata has no tile_id and S2_type for each of its {count} samples")
-        named = [(_text(one["tile_id"]), _text(one["S2_type"])) for one in metadata[:]]
+    with open_mmearth(store, name) as file:
+        info, splits = file.tile_info, file.splits
+        height, width = file.height, file.width
+        named = list(zip(file.tile_ids, file.s2_types, strict=True))
+    split_of = {number: split for split, numbers in splits.items() for number in numbers}
     for number, (tile_id, s2_type) in enumerate(named):
         about = info.get(tile_id, {})
         yield {
@@ -68,7 +64,7 @@ def mmearth_rows(store: Store, name: str) -> Iterator[dict[str, Any]]:
             "label": None,
             "s2_type": s2_type,
             "split": split_of.get(number),
-            "biome": None if about.get("biome") is None else str(about["biome"]),
+            **{key: None if about.get(key) is None else str(about[key]) for key in ("biome", "eco_region")},
             **_place(about, height, width, f"{where}#{number}"),
         }
 
@@ -80,72 +76,82 @@ def sentinel2(store: Store, name: str, bands: Sequence[str]) -> Iterator[Any]:
     Raises:
         BadSource: no MMEarth file, or it has other bands.
     """
-    where = f"{store.url}/{name}"
     if tuple(bands) != SENTINEL2_BANDS:
-        raise BadSource(f"{where}: has the bands {', '.join(SENTINEL2_BANDS)}, its catalog says {', '.join(bands)}")
-    with _opened(store, name) as file:
-        images = _dataset(file, "sentinel2", where)
-        _check(images, where)
-        count, _, height, width = images.shape
+        said = ", ".join(bands)
+        raise BadSource(f"{store.url}/{name}: has the bands {', '.join(SENTINEL2_BANDS)}, its catalog says {said}")
+    with open_mmearth(store, name) as file:
 
         def window(number: int, rows: range, columns: range) -> npt.NDArray[np.uint16]:
-            if number >= count or rows.stop > height or columns.stop > width:
-                raise BadSource(f"its window ends outside the file of {count} samples of {width} x {height} pixels")
-            pixels = images[number, :, rows.start : rows.stop, columns.start : columns.stop]
+            _check_window(file, number, rows, columns)
+            pixels = file.raw("sentinel2", number, (slice(rows.start, rows.stop), slice(columns.start, columns.stop)))
             return np.asarray(pixels, np.uint16)
 
         yield window
 
 
-@contextmanager
-def _opened(store: Store, name: str) -> Iterator[Any]:
-    where = f"{store.url}/{name}"
-    with store.open(name) as data:
-        try:
-            file = h5py.File(data, "r")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadSource(f"{where}: cannot be read as HDF5 ({_line(error)})") from None
-        with file:
-            yield file
+@dataclass(frozen=True)
+class ModalityBatch:
+    """Modalities of some tiles, and what became of the others."""
+
+    values: dict[str, npt.NDArray[Any]]
+    """(valid tiles, ...) of each modality: float32 with NaN, or int64 with -1, where a value is missing. Empty where no
+    tile is valid."""
+    valid: npt.NDArray[np.int64]
+    """Rows that `values` holds, in order."""
+    reason: list[str | None]
+    """Why a tile is not valid, one a row."""
 
 
-def _dataset(file: Any, name: str, where: str) -> Any:
-    """A data set that lies in the file itself: HDF5 can refer to other files, and to programs that decode."""
-    link = file.get(name, getlink=True)
-    found = file.get(name) if isinstance(link, h5py.HardLink) else None
-    if not isinstance(found, h5py.Dataset):
-        raise BadSource(f"{where}: no MMEarth file, it has no data set {name} of its own")
-    if found.external or found.is_virtual:
-        raise BadSource(f"{where}: its data set {name} lies in other files, which are not read")
-    filters = found.id.get_create_plist()
-    known = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-    if any(filters.get_filter(i)[0] not in known for i in range(filters.get_nfilters())):
-        raise BadSource(f"{where}: its data set {name} is compressed by another filter than gzip; write it with gzip")
-    whole = int(np.prod(found.chunks or (1,), dtype=object)) * found.dtype.itemsize
-    if whole > _MOST_BYTES:
-        raise BadSource(f"{where}: a chunk of {name} has {whole:,} bytes, {_MOST_BYTES:,} are the most")
-    return found
+def read_modalities(
+    rows: pa.Table, names: Sequence[str] = tuple(MODALITIES), *, standardised: bool = False
+) -> ModalityBatch:
+    """All that MMEarth has of some tiles, windows and all; a tile that cannot be read gets a reason, no exception.
+
+    Args:
+        rows: of a catalog of MMEarth; windows of one size, that of the first that can be read.
+        names: modalities, of `modalities.MODALITIES` or `QUALITY`.
+        standardised: by the file's band statistics, see `MMEarthFile.read`.
+    """
+    values: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
+    reason: list[str | None] = [None] * rows.num_rows
+    valid, size, opened = [], None, ""
+    with ExitStack() as stack:
+        for i, row in enumerate(rows.select(_NEEDED).to_pylist()):
+            try:
+                source = row["source"].partition("#")[0]
+                if not is_hdf5(source):
+                    raise BadSource(f"{source}: no MMEarth file, it has no modalities")
+                if source != opened:  # the one before is closed: files lie in order in a catalog
+                    stack.close()
+                    opened, (folder, _, name) = "", source.rpartition("/")
+                    file = stack.enter_context(open_mmearth(Store(folder or "/"), name))
+                    opened = source
+                number = stack_number(row["source"])
+                y, x, height, width = (row[column] for column in ("y_off", "x_off", "height", "width"))
+                _check_window(file, number, range(y, y + height), range(x, x + width))
+                if size not in (None, (height, width)):
+                    raise BadSource(f"{width} x {height} pixels, the tiles before have {size[1]} x {size[0]}")
+                window = {"rows": slice(y, y + height), "columns": slice(x, x + width)}
+                read = file.read([number], names, standardised=standardised, **window)
+            except NecError as error:
+                reason[i] = str(error)
+                continue
+            size = (height, width)
+            valid.append(i)
+            for name, value in read.items():
+                values[name].append(value)
+    return ModalityBatch(
+        {name: np.concatenate(parts) for name, parts in values.items() if parts}, np.array(valid, np.int64), reason
+    )
 
 
-def _check(images: Any, where: str) -> None:
-    if images.dtype != np.uint16 or images.ndim != 4 or images.shape[1] != len(SENTINEL2_BANDS):
-        said = f"{images.dtype} {images.shape}"
-        raise BadSource(
-            f"{where}: its sentinel2 is {said}, not uint16 (samples, {len(SENTINEL2_BANDS)}, rows, columns)"
-        )
+_NEEDED = ["source", "x_off", "y_off", "width", "height"]
 
 
-def _json(store: Store, name: str) -> dict[str, Any]:
-    where = f"{store.url}/{name}"
-    try:
-        document = json.loads(store.read(name))
-    except NotFound:
-        raise BadSource(f"{where}: is not there; MMEarth's HDF5 file needs its json files beside it") from None
-    except ValueError as error:
-        raise BadSource(f"{where}: does not read as JSON ({_line(error)})") from None
-    if not isinstance(document, dict):
-        raise BadSource(f"{where}: holds no JSON object")
-    return document
+def _check_window(file: MMEarthFile, number: int, rows: range, columns: range) -> None:
+    if number >= file.count or rows.stop > file.height or columns.stop > file.width:
+        said = f"{file.count} samples of {file.width} x {file.height} pixels"
+        raise BadSource(f"its window ends outside the file of {said}")
 
 
 def _place(about: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
@@ -164,11 +170,3 @@ def _date(text: Any) -> datetime | None:
         return datetime.fromisoformat(str(text)[:10]).replace(tzinfo=UTC)
     except ValueError:
         return None
-
-
-def _text(value: Any) -> str:
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip("\0 ")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

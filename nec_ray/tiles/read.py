@@ -1,6 +1,7 @@
 """Reads the pixels of tiles; a tile that cannot be read becomes a status and a reason, never an exception."""
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,20 @@ class TileBatch:
     """(rows,) share of the pixels that are missing in every band that was asked for; NaN where a tile failed."""
 
 
+@dataclass(frozen=True)
+class NativeTile:
+    """Pixels of one tile as large as the source has them, or what became of it."""
+
+    pixels: npt.NDArray[np.float32] | None
+    """(bands, height, width), in the source's units, missing pixels filled; None for a tile that is not valid."""
+    status: str
+    """valid, nodata or failed."""
+    reason: str | None
+    """Why it is not valid."""
+    nodata_share: float
+    """Share of the pixels that are missing in every band that was asked for; NaN where the tile failed."""
+
+
 class _TileError(Exception):
     """Why one tile cannot be read."""
 
@@ -48,27 +63,41 @@ def read_tiles(rows: pa.Table, *, bands: Sequence[str], size: int, fill: Sequenc
         size: pixels a side of the result.
         fill: what stands for missing pixels, one value a band.
     """
-    n = rows.num_rows
-    status, reason = ["failed"] * n, [None] * n  # type: tuple[list[str], list[str | None]]
-    share = np.full(n, np.nan, np.float32)
-    pixels, valid = [], []
-    for i, (row, result) in enumerate(_each(rows)):
+    status: list[str] = []
+    reason: list[str | None] = []
+    share, pixels, valid = [], [], []
+    for i, tile in enumerate(read_native(rows, bands=bands, fill=fill)):
+        status.append(tile.status)
+        reason.append(tile.reason)
+        share.append(tile.nodata_share)
+        if tile.pixels is not None:
+            valid.append(i)
+            pixels.append(resize(tile.pixels, size, size))
+    stacked = np.stack(pixels) if pixels else np.empty((0, len(bands), size, size), np.float32)
+    return TileBatch(stacked, np.array(valid, np.int64), status, reason, np.array(share, np.float32))
+
+
+def read_native(rows: pa.Table, *, bands: Sequence[str], fill: Sequence[float]) -> Iterator[NativeTile]:
+    """Read tiles, one after the other, at the size that they have.
+
+    Args:
+        rows: catalog rows.
+        bands: bands to read, by name, in this order.
+        fill: what stands for missing pixels, one value a band.
+    """
+    for row, result in _each(rows):
         try:
             if isinstance(result, _TileError):
                 raise result
             chosen = _pick(result, row["bands"], bands)
-            whole, share[i] = _fill(chosen, row["nodata"], fill)
+            whole, share = _fill(chosen, row["nodata"], fill)
         except _TileError as error:
-            reason[i] = str(error)
+            yield NativeTile(None, "failed", str(error), math.nan)
             continue
-        if share[i] == 1:
-            status[i], reason[i] = "nodata", "all pixels are no-data"
-            continue
-        status[i] = "valid"
-        valid.append(i)
-        pixels.append(resize(whole, size, size))
-    stacked = np.stack(pixels) if pixels else np.empty((0, len(bands), size, size), np.float32)
-    return TileBatch(stacked, np.array(valid, np.int64), status, reason, share)
+        if share == 1:
+            yield NativeTile(None, "nodata", "all pixels are no-data", share)
+        else:
+            yield NativeTile(whole, "valid", None, share)
 
 
 def read_pixels(rows: pa.Table) -> Iterator[Pixels]:

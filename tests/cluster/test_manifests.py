@@ -23,6 +23,8 @@ from botocore.validate import ParamValidator
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import validate_config
 
+from nec_ray.runtime.cluster import NODE_ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 KUBERAY = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CLUSTER / "kuberay").glob("*.yaml"))}
@@ -46,6 +48,11 @@ def inside(tree: Any) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("name", KUBERAY)
 def test_kubernetes_manifests_fit_the_closed_schema(name: str) -> None:
     jsonschema.Draft202012Validator(SCHEMA).validate(KUBERAY[name])
+
+
+def test_the_images_nodes_are_set_as_those_of_a_cluster_of_our_own() -> None:
+    [words] = re.findall(r"^ENV (RAY_JOB_STOP\S+ .*)$", DOCKERFILE, re.MULTILINE)
+    assert NODE_ENVIRONMENT.items() <= dict(word.split("=") for word in words.split()).items()
 
 
 def test_the_schema_is_closed_all_the_way_down() -> None:

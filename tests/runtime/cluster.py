@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from nec_ray.runtime.cluster import NODE_ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 _KEEPER = """
 import sys
@@ -38,6 +40,7 @@ class Cluster:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | NODE_ENVIRONMENT,
             start_new_session=True,
         )
         self.address = self._line()

@@ -80,6 +80,7 @@ def test_whatever_fails_at_random_moments_the_archive_is_that_of_an_undisturbed_
     faults = ["worker", "node", "store", "driver"]
     rng.shuffle(faults)
     for fault in faults:
+        wait_for_workers(cluster, drivers[-1])
         time.sleep(rng.uniform(0, 1))
         if fault == "worker":
             for worker in rng.sample(found := cluster.workers(), min(1, len(found))):
@@ -96,6 +97,8 @@ def test_whatever_fails_at_random_moments_the_archive_is_that_of_an_undisturbed_
             drivers[-1].kill()
             drivers[-1].communicate(timeout=60)
             only_recent_work_is_lost(archive)
+            while cluster.workers():  # Ray ends those of a driver that is gone
+                time.sleep(0.1)
             drivers.append(start())
     for _ in range(3):  # a run that lost too much says so, and that the same command goes on
         out, problems = drivers[-1].communicate(timeout=600)
@@ -124,6 +127,14 @@ def wait_for_packs(archive: str, driver: Any, count: int) -> None:
             return
         time.sleep(0.2)
     raise AssertionError("no pack")
+
+
+def wait_for_workers(cluster: Cluster, driver: Any) -> None:
+    """A fault is to meet a run at work, unless it has ended."""
+    deadline = time.monotonic() + 600
+    while not cluster.workers() and driver.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def only_recent_work_is_lost(archive: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,33 @@ def test_the_schema_file_is_in_step_with_the_code() -> None:
 def test_packaged_recipes_are_valid(name: str) -> None:
     found = read_recipe(PACKAGED / name, ["data.catalog=/tmp/catalog.parquet"])
     assert Recipe.model_validate(found.model_dump(mode="json")) == found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.size=small"], "model.size small is none of mp_mae: atto, femto, pico, nano, tiny"),
+        (["model.patch=4", "data.size=32"], "model.patch 4: mp_mae has 8, 16 or 32"),
+        (["model.depth=3"], "model.depth is for model.family mae_vit"),
+        (["train.pretrain_epochs=5"], "mp_mae is only adapted in this release"),
+        (["model.stages=[3, 4]"], "model.stages"),
+        (["model.stages=[5]"], "model.stages"),
+        (["model.family=mae_vit"], "model.size atto is none of mae_vit"),
+        (["model.family=mae_vit", "model.size=tiny", "model.stages=[4]"], "model.stages is for model.family mp_mae"),
+    ],
+)
+def test_what_mp_mae_cannot_be_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    model = '[model]\nfamily = "mp_mae"\nsize = "atto"\npatch = 8\ninit = "w.pth"\n'
+    path.write_text(MINIMAL + model + "[train]\npretrain_epochs = 0\n")
+    assert read_recipe(path, ["model.stages=[3]"]).model.stages == [3]
+    with pytest.raises(BadRecipe, match=re.escape(message)) as caught:
+        read_recipe(path, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_mp_mae_is_not_pretrained_from_random_weights(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL + '[model]\nfamily = "mp_mae"\n[train]\npretrain_epochs = 0\ntrainable = "all"\n')
+    with pytest.raises(BadRecipe, match=r"give pretrained weights as model.init, and train.pretrain_epochs = 0"):
+        read_recipe(path)

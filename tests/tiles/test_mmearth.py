@@ -11,7 +11,7 @@ from rasterio.warp import transform
 
 from nec_ray.errors import BadSource, InputError
 from nec_ray.tiles import build_catalog, read_tiles
-from nec_ray.tiles.mmearth import SENTINEL2_BANDS
+from nec_ray.tiles.modalities import SENTINEL2_BANDS
 
 COUNT, SIDE = 6, 64
 
@@ -91,10 +91,14 @@ def test_a_file_that_refers_to_others_or_is_none_is_refused(tmp_path: Path) -> N
     refused("another filter than gzip")
     with h5py.File(path, "w") as file:
         file.create_dataset("sentinel2", (COUNT, 12, SIDE, SIDE), np.uint16)
+    refused(r"its sentinel2 is uint16 \(6, 12, 64, 64\), not uint16 \(samples, 13, rows, columns\)")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("sentinel2", (COUNT, 13, SIDE, SIDE), np.uint16)
     with pytest.raises(BadSource, match="no data set metadata"):
         build_catalog(path)
     path.write_bytes(secret.read_bytes()[:3000])
     refused("cannot be read as HDF5")
+    path.write_bytes(secret.read_bytes())
     (tmp_path / "data_100k_v001_splits.json").unlink()
     with pytest.raises(BadSource, match=r"splits\.json: is not there"):
         build_catalog(path)

@@ -11,6 +11,7 @@ from nec_ray.archive.archive import Archive
 from nec_ray.archive.exports import geoparquet, stac, zarr
 from nec_ray.archive.exports.output import appearing, check_free
 from nec_ray.archive.exports.selection import Selection, select
+from nec_ray.errors import without_secrets
 
 __all__ = ["FORMATS", "Format", "export"]
 
@@ -62,7 +63,7 @@ def export(
     return {
         "out": str(out),
         "format": format,
-        "archive": archive.url,
+        "archive": without_secrets(archive.url),
         "version": archive.version,
         "tiles": len(selection),
         **{f"skipped_{status}": count for status, count in selection.skipped.items()},

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive.archive import Archive
+from nec_ray.archive.hints import nothing_fits
 from nec_ray.archive.kind import common_layers
 from nec_ray.codec import Codec
-from nec_ray.errors import InputError
+from nec_ray.errors import without_secrets
 from nec_ray.tiles.hilbert import spatial_order
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -133,7 +134,7 @@ def select(archive: Archive, where: str | None, layers: int | None) -> Selection
     }
     rows = rows.filter(pc.equal(rows["status"], "valid")).drop_columns("status")
     if not rows.num_rows:
-        raise InputError(f"{archive.url}: no valid tile fits{f' {where}' if where else ''}; nothing to export")
+        raise nothing_fits(archive, where or "true", "export")
     codecs = archive.codecs(where)
     chosen = common_layers(archive.url, {codec.id: codec.spec for codec in codecs}, layers)
     rows = rows.take(pa.array(spatial_order(rows)))
@@ -152,8 +153,8 @@ def is_absolute(place: str) -> bool:
 
 
 def url_of(place: str) -> str:
-    """A path as a file:// URL, a URL as it is."""
-    return Path(place).as_uri() if place.startswith("/") else place
+    """A path as a file:// URL, a URL as it is but for secrets: others are going to read it."""
+    return Path(place).as_uri() if place.startswith("/") else without_secrets(place)
 
 
 def _near(part: pa.Table) -> str:

@@ -7,7 +7,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nec_ray.evaluate.polygons import points_in_rings, rings_of_geojson, rings_of_wkb
+from nec_ray.tiles.polygons import points_in_rings, rings_of_geojson, rings_of_wkb
 
 HOLED = shapely.Polygon(
     [(0, 0), (10, 1), (9, 9), (1, 8)],
@@ -57,7 +57,7 @@ def test_a_point_on_a_shared_edge_is_in_exactly_one_polygon() -> None:
 def test_the_answer_does_not_depend_on_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     points, rings = random_points(2, 3000), rings_of_wkb(shapely.to_wkb(PARTS))
     whole = inside(points, rings)
-    monkeypatch.setattr("nec_ray.evaluate.polygons._PAIRS_A_STEP", 1000)
+    monkeypatch.setattr("nec_ray.tiles.polygons._PAIRS_A_STEP", 1000)
     np.testing.assert_array_equal(inside(points, rings), whole)
 
 

@@ -11,6 +11,7 @@ Ring = npt.NDArray[np.float64]
 """(vertices, 2): x and y; closed or not."""
 
 _POLYGON, _MULTIPOLYGON = 3, 6
+_PARTS = (b"\x01" + _POLYGON.to_bytes(4, "little"), b"\x00" + _POLYGON.to_bytes(4, "big"))
 _PAIRS_A_STEP = 1 << 21  # point-edge pairs held in memory at a time
 
 
@@ -71,6 +72,8 @@ def _read_wkb(wkb: bytes, at: int) -> tuple[list[Ring], int]:
     rings: list[Ring] = []
     if kind == _MULTIPOLYGON:
         for _ in range(count):
+            if wkb[at : at + 5] not in _PARTS:  # a multi-polygon in a multi-polygon would recurse as deep as it likes
+                raise ValueError("a part of a WKB MultiPolygon is no Polygon")
             part, at = _read_wkb(wkb, at)
             rings += part
     elif kind == _POLYGON:

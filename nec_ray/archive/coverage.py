@@ -1,0 +1,90 @@
+"""What an archive holds of a place and a time: valid, no-data and failed tiles, and those it lacks."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nec_ray.archive.regions import region_of
+from nec_ray.archive.times import period_of
+from nec_ray.errors import InputError
+from nec_ray.notebook import facts_html
+from nec_ray.tiles import Catalog, read_catalog
+
+if TYPE_CHECKING:
+    from nec_ray.archive.archive import Archive
+
+COLUMNS = ("tile_id", "status", "reason", "acquired_at", "bbox")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Tiles of a place and a time, by what became of them."""
+
+    valid: int
+    """Tiles with an embedding."""
+    nodata: int
+    """Tiles of which too much is missing."""
+    failed: int
+    """Tiles that could not be read."""
+    absent: int | None
+    """Tiles of the catalogs that the archive's version lacks; None where no catalog was given: unknown."""
+    tiles: pa.Table
+    """`tile_id`, `status` (valid, nodata, failed or absent), `reason`, `acquired_at` and `bbox` of each."""
+
+    def __repr__(self) -> str:
+        absent = "absent unknown without a catalog" if self.absent is None else f"{self.absent:,} absent"
+        return f"<Coverage: {self.valid:,} valid, {self.nodata:,} nodata, {self.failed:,} failed, {absent}>"
+
+    def _repr_html_(self) -> str:
+        absent = "unknown without a catalog" if self.absent is None else self.absent
+        facts = [("valid", self.valid), ("no-data", self.nodata), ("failed", self.failed), ("absent", absent)]
+        return facts_html("Coverage, tiles", facts)
+
+
+def coverage(
+    archive: "Archive",
+    region: Any = None,
+    time: Any = None,
+    catalog: str | os.PathLike[str] | Catalog | Sequence[str | os.PathLike[str] | Catalog] | None = None,
+) -> Coverage:
+    """Arguments and result of `Archive.coverage`."""
+    rows = archive.select(within=region, time=time).rows(COLUMNS)
+    count = {status: pc.sum(pc.equal(rows["status"], status)).as_py() or 0 for status in ("valid", "nodata", "failed")}
+    absent = None
+    if catalog is not None:
+        several = [catalog] if isinstance(catalog, str | os.PathLike | Catalog) else list(catalog)
+        if not several:
+            raise InputError("no catalogs to compare with; give one, or none at all")
+        missing = _absent(archive, [_rows(one, region, time) for one in several], rows.schema)
+        rows, absent = pa.concat_tables([rows, missing]), missing.num_rows
+    return Coverage(**count, absent=absent, tiles=rows)
+
+
+def _rows(catalog: str | os.PathLike[str] | Catalog, region: Any, time: Any) -> pa.Table:
+    """`tile_id`, `acquired_at` and `bbox` of a catalog's tiles of a place and a time."""
+    table = (catalog if isinstance(catalog, Catalog) else read_catalog(catalog)).table
+    if time is not None:
+        table = table.filter(pa.array(period_of(time).holds(table["acquired_at"])))
+    if region is not None:
+        table = table.filter(pa.array(region_of(region).meets(table["geometry"].to_pylist())))
+    return table.select(["tile_id", "acquired_at", "bbox"])
+
+
+def _absent(archive: "Archive", tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    """Rows of the catalogs' tiles that the archive has no row of at all, each tile once."""
+    wanted = pa.concat_tables(tables)
+    ids = wanted["tile_id"].combine_chunks()
+    query = "SELECT tile_id FROM embeddings WHERE tile_id IN (SELECT unnest(?))"
+    there = archive.sql(query, [ids.to_pylist()]).to_arrow_table()["tile_id"]
+    _, first = np.unique(ids.to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    wanted = wanted.take(pa.array(first))
+    wanted = wanted.filter(pc.invert(pc.is_in(wanted["tile_id"], there.combine_chunks())))
+    n = wanted.num_rows
+    columns = {"status": pa.array(["absent"] * n, pa.string()), "reason": pa.nulls(n, pa.string())}
+    arrays = [columns[f.name] if f.name in columns else wanted[f.name].cast(f.type) for f in schema]
+    return pa.table(arrays, schema=schema)

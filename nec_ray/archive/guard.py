@@ -1,0 +1,81 @@
+"""Which functions SQL from outside may call: those that read, of DuckDB's that are called like tables.
+
+The connection itself reaches no files, extensions or settings (database.py). But a SELECT may call table functions, and
+some of these do more than read (`register_external_resource_type`), run SQL that is hidden in text (`query`), or tell
+of other connections of the process. Only those that are known to be harmless are allowed, so that what a later DuckDB
+adds is refused until somebody has looked at it.
+"""
+
+import re
+from itertools import pairwise
+
+import duckdb
+
+from nec_ray.archive.database import table_functions
+from nec_ray.errors import BadQuery
+
+_HARMLESS = frozenset(
+    {
+        "duckdb_columns",
+        "duckdb_databases",
+        "duckdb_functions",
+        "duckdb_schemas",
+        "duckdb_settings",
+        "duckdb_tables",
+        "duckdb_types",
+        "duckdb_views",
+        "generate_series",
+        "glob",
+        "histogram",
+        "histogram_values",
+        "json_each",
+        "json_tree",
+        "parquet_bloom_probe",
+        "parquet_file_metadata",
+        "parquet_full_metadata",
+        "parquet_kv_metadata",
+        "parquet_metadata",
+        "parquet_scan",
+        "parquet_schema",
+        "pragma_table_info",
+        "pragma_version",
+        "range",
+        "read_blob",
+        "read_csv",
+        "read_csv_auto",
+        "read_json",
+        "read_json_auto",
+        "read_parquet",
+        "read_text",
+        "repeat",
+        "repeat_row",
+        "summary",
+        "unnest",
+        "version",
+    }
+)
+"""Readers of files among them see nothing but the index files of the version: the file system says so."""
+_NO_NAME = re.compile(r"[^0-9A-Za-z_]")
+_ALSO_REFUSED = frozenset({"write_log"})
+"""Functions of values that do more than give one."""
+
+
+def check_calls(sql: str) -> None:
+    """Refuse SQL that calls what does more than read.
+
+    Raises:
+        BadQuery: it calls another table function than those known to be harmless; it names it.
+    """
+    tokens = duckdb.tokenize(sql)
+    raw = sql.encode()  # positions are those of bytes
+    ends = [*(at for at, _ in tokens[1:]), len(raw)]
+    words = [
+        raw[at:end].decode(errors="replace").strip()
+        for (at, kind), end in zip(tokens, ends[: len(tokens)], strict=True)
+        if kind != duckdb.token_type.comment
+    ]
+    refused = (table_functions() - _HARMLESS) | _ALSO_REFUSED
+    for word, after in pairwise(words):
+        name = _NO_NAME.sub("", word).lower()  # neither quotes nor any of Unicode's spaces
+        if after.startswith("(") and name in refused:
+            raise BadQuery(f"{name} may not be called on an archive: SQL reads the archive, and nothing else")

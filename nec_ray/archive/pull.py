@@ -1,0 +1,116 @@
+"""Pulled embeddings, and parts of a pull that other processes can do."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from nec_ray.archive.kind import common_layers
+from nec_ray.archive.layout import archive_codec, archive_spec, pack_codec
+from nec_ray.archive.payloads import References, decode, fetch
+from nec_ray.notebook import facts_html
+from nec_ray.storage import Store
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Decoded embeddings of one encoder, ordered by tile id."""
+
+    tile_ids: list[str]
+    symbols: npt.NDArray[np.int32]
+    """(tiles, tokens, channels), exactly what the encoder produced."""
+    embeddings: npt.NDArray[np.float32]
+    """(tiles, tokens, channels): symbols plus the channels' medians."""
+    grid: tuple[int, int]
+    """Token rows and columns: token `r * cols + c` is row r, column c."""
+    encoder_id: str
+    layers: int
+    n_bytes: npt.NDArray[np.int64]
+    """(tiles,) payload bytes fetched for each tile."""
+
+    def __len__(self) -> int:
+        return len(self.tile_ids)
+
+    def __repr__(self) -> str:
+        tiles, tokens, channels = self.embeddings.shape
+        rows, cols = self.grid
+        size = f"{int(self.n_bytes.sum()):,} payload bytes"
+        return f"<Pull: {tiles:,} tiles of {tokens} tokens ({rows}x{cols}) x {channels} channels, {size}>"
+
+    def _repr_html_(self) -> str:
+        tiles, tokens, channels = self.embeddings.shape
+        return facts_html(
+            f"Pull of {tiles:,} tiles",
+            [
+                ("embeddings", f"float32 ({tiles:,} tiles, {tokens} tokens, {channels} channels)"),
+                ("token grid", f"{self.grid[0]} x {self.grid[1]}"),
+                ("layers", self.layers),
+                ("payload bytes", f"{int(self.n_bytes.sum()):,}"),
+                ("encoder", self.encoder_id[:12]),
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some tiles of a pull: it can be sent to another process, which reads their payloads and nothing of the index.
+
+    Attributes:
+        url: of the archive.
+        wanted: where the payloads are.
+        layers: only the first layers; all where it is None.
+    """
+
+    url: str
+    wanted: References
+    layers: int | None
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def pull(self) -> Pull:
+        """Fetch and decode them, in the order of the part.
+
+        Raises:
+            CorruptPayload: a payload fails its checksum; the message names the tile.
+            CorruptPack: a pack is gone, since `gc` removed the version.
+        """
+        return pull(Store(self.url), self.wanted, self.layers)
+
+
+def parts(url: str, wanted: References, layers: int | None, tiles: int) -> list[Part]:
+    """Parts of at most so many tiles, which lie near each other in the packs."""
+    order = np.lexsort((wanted.offset, wanted.pack))
+    return [Part(url, _some(wanted, order[start : start + tiles]), layers) for start in range(0, len(order), tiles)]
+
+
+def _some(wanted: References, numbers: npt.NDArray[np.int64]) -> References:
+    used, pack = np.unique(wanted.pack[numbers], return_inverse=True)
+    return replace(
+        wanted,
+        tile_ids=[wanted.tile_ids[i] for i in numbers.tolist()],
+        packs=[wanted.packs[i] for i in used.tolist()],
+        pack=pack.astype(np.int64),
+        offset=wanted.offset[numbers],
+        length=wanted.length[numbers],
+    )
+
+
+def pull(store: Store, wanted: References, layers: int | None) -> Pull:
+    """Fetch and decode payloads, in the order of the references.
+
+    Raises:
+        MixedCodecs: they are of several encoders, or of several shapes.
+        InputError: a codec has fewer layers.
+        CorruptPayload: one fails its checksum; the message names the tile.
+    """
+    specs = {codec_id: archive_spec(store, codec_id) for codec_id in {pack_codec(name) for name in wanted.packs}}
+    chosen, first = common_layers(store.url, specs, layers), specs[min(specs)]
+    shape = (len(wanted), first.tokens, sum(layer.channels for layer in chosen))
+    symbols, embeddings = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    for batch in fetch(store, wanted):
+        codec = archive_codec(store, batch.codec_id)
+        decoded = decode(codec, [wanted.tile_ids[i] for i in batch.number], batch.payloads, layers)
+        symbols[batch.number] = decoded
+        embeddings[batch.number] = codec.dequantise(decoded)
+    return Pull(wanted.tile_ids, symbols, embeddings, first.grid, first.encoder_id, len(chosen), wanted.length)
