@@ -160,7 +160,8 @@ def test_a_tile_sets_condition_goes_on_into_sql(made: Made) -> None:
 
 
 def test_tile_sets_come_as_frames(made: Made) -> None:
-    geopandas = pytest.importorskip("geopandas")
+    import geopandas
+
     tiles = open_archive(made.url).within(REGION)
     frame = tiles.to_geodataframe(["tile_id", "status"])
     assert isinstance(frame, geopandas.GeoDataFrame)
@@ -241,7 +242,8 @@ def test_a_damaged_payload_of_a_part_is_named(tmp_path: Path) -> None:
 
 
 def test_to_zarr_writes_what_a_place_and_a_time_pick(made: Made, tmp_path: Path) -> None:
-    xarray = pytest.importorskip("xarray")
+    import xarray
+
     facts = open_archive(made.url).to_zarr(tmp_path / "some.zarr", within=REGION, time="2020", layers=1)
     assert facts["tiles"] == 8
     opened = xarray.open_zarr(tmp_path / "some.zarr", consolidated=False)

@@ -125,7 +125,8 @@ def test_what_is_no_region_is_refused_in_one_line(region: Any, says: str) -> Non
 
 
 def test_a_region_in_metres_is_refused() -> None:
-    geopandas = pytest.importorskip("geopandas")
+    import geopandas
+
     table = geopandas.GeoDataFrame(geometry=[BOX], crs="OGC:CRS84")
     assert region_of(table).bounds == BOX.bounds
     with pytest.raises(InputError, match="to_crs"):

@@ -1,6 +1,5 @@
-"""Metrics against their definitions written out in loops, and against scikit-learn and torchmetrics where installed."""
+"""Metrics against their definitions written out in loops, and against scikit-learn and torchmetrics."""
 
-import importlib.util
 from fractions import Fraction
 from typing import Any
 
@@ -22,10 +21,6 @@ from nec_ray.evaluate.metrics import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
-needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
-needs_torchmetrics = pytest.mark.skipif(
-    importlib.util.find_spec("torchmetrics") is None, reason="torchmetrics is not installed"
-)
 
 
 def drawn(seed: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
@@ -128,10 +123,9 @@ def test_what_cannot_be_scored_is_refused(call: Any, message: str) -> None:
         call()
 
 
-@needs_sklearn
 @given(SEEDS)
 def test_metrics_are_those_of_scikit_learn(seed: int) -> None:
-    from sklearn import metrics  # type: ignore[import-not-found,unused-ignore]
+    from sklearn import metrics
 
     truth, predicted, scores = drawn(seed)
     somewhere = truth.any(axis=0)
@@ -148,11 +142,10 @@ def test_metrics_are_those_of_scikit_learn(seed: int) -> None:
     assert mean_iou(confusion) == pytest.approx(metrics.jaccard_score(a, b, average="macro"))
 
 
-@needs_torchmetrics
 @given(SEEDS)
 def test_metrics_are_those_of_torchmetrics(seed: int) -> None:
     import torch
-    from torchmetrics import functional  # type: ignore[import-not-found,unused-ignore]
+    from torchmetrics import functional
 
     truth, _, scores = drawn(seed)
     scores = scores - scores.min()  # to 0 to 1: outside, torchmetrics takes the sigmoid, which may round two to one
