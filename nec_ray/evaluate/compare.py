@@ -42,6 +42,7 @@ from nec_ray.evaluate.rate_accuracy import draw_label_efficiency, draw_rate_accu
 from nec_ray.evaluate.report import REPORT_HTML, write_report
 from nec_ray.evaluate.savings import MEASURES, savings_rows
 from nec_ray.evaluate.segment import evaluate_segmentation, predict_classes
+from nec_ray.models.embed import first_decoder_layer
 from nec_ray.models.head_files import load_head
 from nec_ray.models.segmentation import SegmentationHead
 
@@ -136,7 +137,7 @@ class _Work:
         some, shape = sample_tiles(int(test.sum())), (y.shape[1], y.shape[2])
         if isinstance(self.method, Embeddings):
             scores = self._on_archive(known, seed, folder)
-            head = load_head(folder).module
+            head = load_head(folder, lambda: first_decoder_layer(self.codec)).module
             assert isinstance(head, SegmentationHead)
             return scores | {"prediction": np.concatenate(list(predict_classes(head, x[test][some], shape)))}
         how: dict[str, Any] = {"classes": len(known.classes), "epochs": self.experiment.epochs, "seed": seed}

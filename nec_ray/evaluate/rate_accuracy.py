@@ -103,6 +103,8 @@ def draw_label_efficiency(
             ]
             _draw(axes, mine, methods, "labelled", measure)
             axes.set_xscale("log")
+            axes.set_xticks(sorted({row["labelled"] for row in mine}))
+            axes.set_xticks([], minor=True)
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.set_xlabel("labelled training tiles")
             axes.set_ylabel(f"{NAMES[task, measure]}, test tiles")

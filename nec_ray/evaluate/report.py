@@ -40,12 +40,12 @@ figure{margin:0}figcaption{font-size:.9rem;color:#444}img{max-width:100%;height:
 table{border-collapse:collapse;font-size:.9rem;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:top}
 th{background:#f2f2f2}th:first-child,td:first-child{text-align:left}
-tbody th{font-weight:600;background:#fff;white-space:normal;min-width:8em;overflow-wrap:anywhere;
+tbody th{font-weight:600;background:#fff;white-space:normal;min-width:15em;overflow-wrap:anywhere;
 position:sticky;left:0}
 td.text{text-align:left;white-space:normal;min-width:14em;overflow-wrap:anywhere}
 code{font-size:.85em;overflow-wrap:anywhere}
 pre{overflow-x:auto;background:#f6f6f6;padding:10px;font-size:.8rem}
-@media (max-width:600px){main{padding:10px}th,td{padding:.3em .45em}tbody th{max-width:9.5em}}
+@media (max-width:600px){main{padding:10px}th,td{padding:.3em .45em}tbody th{min-width:8em;max-width:9.5em}}
 """
 
 Row = Mapping[str, Any]
