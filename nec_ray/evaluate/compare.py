@@ -18,19 +18,39 @@ from nec_ray.archive import Archive, open_archive
 from nec_ray.codec import Codec, load_codec
 from nec_ray.errors import InputError
 from nec_ray.evaluate.bench import machine
-from nec_ray.evaluate.consumer import read_tile_labels, score_latents, train_head_on_archive
-from nec_ray.evaluate.experiment import Embeddings, Experiment, Method, Task, curves, tasks_of, trains_encoder
-from nec_ray.evaluate.finetune import evaluate_pixels
+from nec_ray.evaluate.consumer import read_tile_labels, read_tile_masks, score_latents, train_on_labels
+from nec_ray.evaluate.equal_bytes import draw_equal_bytes, sample_tiles, write_sample
+from nec_ray.evaluate.experiment import (
+    Embeddings,
+    Experiment,
+    Method,
+    Task,
+    curves,
+    reference_curve,
+    tasks_of,
+    trains_encoder,
+)
+from nec_ray.evaluate.finetune import evaluate_pixels, segment_pixels
+from nec_ray.evaluate.fitting import Floats
 from nec_ray.evaluate.head import score
+from nec_ray.evaluate.label_shares import choose_labelled, with_test
 from nec_ray.evaluate.labels import Labels
+from nec_ray.evaluate.masks import Masks
 from nec_ray.evaluate.methods import Coded, Encodings
 from nec_ray.evaluate.probes import linear_probe, mean_tokens, neighbours_vote, retrieval_recall
-from nec_ray.evaluate.rate_accuracy import draw_rate_accuracy, draw_rate_distortion
+from nec_ray.evaluate.rate_accuracy import draw_label_efficiency, draw_rate_accuracy, draw_rate_distortion
+from nec_ray.evaluate.report import REPORT_HTML, write_report
+from nec_ray.evaluate.savings import MEASURES, savings_rows
+from nec_ray.evaluate.segment import evaluate_segmentation, predict_classes
+from nec_ray.models.embed import first_decoder_layer
+from nec_ray.models.head_files import load_head
+from nec_ray.models.segmentation import SegmentationHead
 
-RESULTS_JSON, HEADS = "results.json", "heads"
+RESULTS_JSON, HEADS, MASKS = "results.json", "heads", "masks"
+MASKS_PNG, LABELS_PNG = "masks.png", "label_efficiency.png"
 RATE_ACCURACY_PNG, RATE_DISTORTION_PNG = "rate_accuracy.png", "rate_distortion.png"
 FORMAT_VERSION = 1
-_KEPT = ("accuracy", "balanced_accuracy", "majority", "recall")
+_KEPT = ("accuracy", "balanced_accuracy", "majority", "recall", "mean_iou", "iou")
 
 Progress = Callable[[int, int], None]
 """Called with (scores done, scores in all)."""
@@ -44,14 +64,14 @@ class _Work:
     experiment: Experiment
     method: Method
     archive: Archive
-    labels: Labels
+    labels: Labels | Masks
     encodings: Encodings
     codec: Codec
     coded: Coded
 
     @classmethod
     def of(
-        cls, experiment: Experiment, method: Method, archive: Archive, labels: Labels, encodings: Encodings
+        cls, experiment: Experiment, method: Method, archive: Archive, labels: Labels | Masks, encodings: Encodings
     ) -> "_Work":
         """With all tiles coded and decoded."""
         named = None if isinstance(method, Embeddings) else method.codec
@@ -63,40 +83,71 @@ class _Work:
         """What all rows of the method say."""
         return self.encodings.facts(self.method, self.coded, self.codec)
 
-    def scores(self, task: Task, seed: int, head: Path) -> dict[str, Any]:
-        """Do one task; the head of an archive's embeddings is written to the folder `head`."""
-        if task == "head":
-            return self._head(seed, head)
-        test, classes = self.labels.is_test, len(self.labels.classes)
-        x, y = mean_tokens(self.coded.x), self.labels.target
+    def scores(self, task: Task, seed: int, share: float, folder: Path) -> dict[str, Any]:
+        """Do one task with a share of the labels; the head of an archive's embeddings is written to `folder`."""
+        used = choose_labelled(self.labels, share, seed)
+        known, x = self.labels.pick(used), self.coded.x[used]
+        if isinstance(known, Masks) and task == "segmentation":
+            return self._segment(known, x, seed, folder)
         if task == "retrieval":
-            assert self.method.catalog is not None  # the experiment has checked
-            true = mean_tokens(self.encodings.uncompressed(self.method.catalog, self.codec))
-            k = self.experiment.retrieval_k
-            return {"recall": retrieval_recall(x[~test], x[test], true[~test], true[test], k)}
+            return self._retrieve()
+        assert isinstance(known, Labels)  # the experiment has checked
+        if task == "head":
+            return self._head(known, x, seed, folder)
+        test, classes = known.is_test, len(known.classes)
+        x, y = mean_tokens(x), known.target
         if task == "linear":
             predicted = linear_probe(x[~test], y[~test], x[test], classes, seed)
         else:
             predicted = neighbours_vote(x[~test], y[~test], x[test], classes)
         return asdict(score(y[test], predicted, y[~test], classes))
 
-    def _head(self, seed: int, folder: Path) -> dict[str, Any]:
+    def _retrieve(self) -> dict[str, Any]:
+        assert self.method.catalog is not None  # the experiment has checked
+        x, test = mean_tokens(self.coded.x), self.labels.is_test
+        true = mean_tokens(self.encodings.uncompressed(self.method.catalog, self.codec))
+        return {"recall": retrieval_recall(x[~test], x[test], true[~test], true[test], self.experiment.retrieval_k)}
+
+    def _on_archive(self, known: Labels | Masks, seed: int, folder: Path) -> dict[str, Any]:
+        assert isinstance(self.method, Embeddings)
+        return train_on_labels(
+            self.archive,
+            known,
+            folder,
+            decoder_layer=self.method.decoder_layer,
+            layers=self.method.layers,
+            where=self.experiment.where,
+            epochs=self.experiment.epochs,
+            seed=seed,
+        )
+
+    def _head(self, known: Labels, x: Floats, seed: int, folder: Path) -> dict[str, Any]:
         how: dict[str, Any] = {"epochs": self.experiment.epochs, "seed": seed}
-        method, x, y, test = self.method, self.coded.x, self.labels.target, self.labels.is_test
-        if isinstance(method, Embeddings):
-            return train_head_on_archive(
-                self.archive,
-                self.experiment.labels,
-                folder,
-                decoder_layer=method.decoder_layer,
-                layers=method.layers,
-                where=self.experiment.where,
-                **how,
-            )
-        if trains_encoder(method):
-            classes = len(self.labels.classes)
+        y, test = known.target, known.is_test
+        if isinstance(self.method, Embeddings):
+            return self._on_archive(known, seed, folder)
+        if trains_encoder(self.method):
+            classes = len(known.classes)
             return asdict(evaluate_pixels(x[~test], y[~test], x[test], y[test], self.codec, classes=classes, **how))
-        return score_latents(x, self.labels, **how)
+        return score_latents(x, known, **how)
+
+    def _segment(self, known: Masks, x: Floats, seed: int, folder: Path) -> dict[str, Any]:
+        """Scores, and under `prediction` what was said of the `sample_tiles`."""
+        test, y = known.is_test, known.masks
+        some, shape = sample_tiles(int(test.sum())), (y.shape[1], y.shape[2])
+        if isinstance(self.method, Embeddings):
+            scores = self._on_archive(known, seed, folder)
+            head = load_head(folder, lambda: first_decoder_layer(self.codec)).module
+            assert isinstance(head, SegmentationHead)
+            return scores | {"prediction": np.concatenate(list(predict_classes(head, x[test][some], shape)))}
+        how: dict[str, Any] = {"classes": len(known.classes), "epochs": self.experiment.epochs, "seed": seed}
+        if trains_encoder(self.method):
+            found, said = segment_pixels(x[~test], y[~test], x[test], y[test], self.codec, **how)
+        else:
+            grid = self.codec.spec.grid
+            result = evaluate_segmentation(x[~test], y[~test], x[test], y[test], grid=grid, **how)
+            found, said = result.scores, result.predicted
+        return asdict(found) | {"prediction": said[some]}
 
 
 def compare(experiment: Experiment, out: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -104,93 +155,160 @@ def compare(experiment: Experiment, out: Path, progress: Progress | None = None)
 
     Args:
         experiment: what is compared.
-        out: folder for results.json, rate_accuracy.png, rate_distortion.png, and the heads that were trained.
+        out: folder for results.json, report.html, rate_accuracy.png, rate_distortion.png, masks.png, and the heads that
+            were trained.
         progress: called after each score.
 
     Returns:
-        What results.json holds: `results`, a row a method, task and seed, and `summary`, a row a method and task.
+        What results.json holds: `results`, a row a method, task, share of labels and seed; `summary`, a row a method,
+        task and share; `savings`, see `savings_rows`; `bits_by_channel` of each codec whose embeddings were pulled.
 
     Raises:
         NotFound, BadLabels, BadQuery: see `train_head_on_archive`.
         InputError: the methods' archives do not hold the same labelled tiles; or see `Encodings.code`.
     """
     archives = [open_archive(m.archive, m.version if isinstance(m, Embeddings) else None) for m in experiment.methods]
-    labels = [read_tile_labels(archive, experiment.labels, experiment.where) for archive in archives]
+    labels = [_labels(archive, experiment) for archive in archives]
     for method, own in zip(experiment.methods[1:], labels[1:], strict=True):
         _check_same(labels[0], own, experiment.methods[0].name, method)
     out.mkdir(parents=True, exist_ok=True)
     digest = _digest(labels[0])
-    known = {row["key"]: row for row in _earlier(out / RESULTS_JSON)}
+    earlier = _earlier(out / RESULTS_JSON)
+    known = {row["key"]: row for row in earlier.get("results", [])}
+    bits: dict[str, list[float]] = earlier.get("bits_by_channel", {})
     encodings = Encodings(labels[0])
     runs = [list(_runs(method, experiment)) for method in experiment.methods]
     rows: list[Row] = []
     document: dict[str, Any] = {}
     for method, archive, mine in zip(experiment.methods, archives, runs, strict=True):
         work: _Work | None = None  # and that of the method before leaves the memory
-        for task, seed in mine:
-            asked = _asked(experiment, method, archive.version, task, seed)
+        for task, share, seed in mine:
+            asked = _asked(experiment, method, archive.version, task, share, seed)
             key = hashlib.sha256(json.dumps([asked, digest]).encode()).hexdigest()
             found = known.get(key)
             if found is None:
                 started = time.monotonic()
                 work = work or _Work.of(experiment, method, archive, labels[0], encodings)
-                scores = work.scores(task, seed, out / HEADS / key[:16])
+                if isinstance(method, Embeddings) and work.codec.id not in bits:
+                    bits |= _bits_by_channel(work)
+                scores = work.scores(task, seed, share, out / HEADS / key[:16])
+                if "prediction" in scores:
+                    write_sample(out / MASKS / f"{key[:16]}.npz", scores["prediction"])
                 kept = {name: scores.get(name) for name in _KEPT} | {"tiles": len(labels[0])}
                 found = {**asked, **kept, **work.facts, "seconds": time.monotonic() - started, "key": key}
             rows.append({**found, "method": method.name})
-            document = _write(out, experiment, rows)
+            document = _write(out, experiment, rows, bits)
             if progress:
                 progress(len(rows), sum(map(len, runs)))
-    by_curve = curves(experiment)
-    draw_rate_accuracy(document["summary"], by_curve, experiment.title, out / RATE_ACCURACY_PNG)
-    if any(row["snr_db"] is not None for row in document["summary"]):
-        draw_rate_distortion(document["summary"], by_curve, experiment.title, out / RATE_DISTORTION_PNG)
+    _draw(document, experiment, labels[0], out)
     return document
 
 
-def _runs(method: Method, experiment: Experiment) -> Iterator[tuple[Task, int]]:
-    """Each task and seed; neighbours are the same with all seeds."""
+def _draw(document: dict[str, Any], experiment: Experiment, labels: Labels | Masks, out: Path) -> None:
+    """Pictures and the page."""
+    by_curve, summary = curves(experiment), most_labels(document["summary"])
+    draw_rate_accuracy(summary, by_curve, experiment.title, out / RATE_ACCURACY_PNG)
+    if len(experiment.label_shares) > 1:
+        trained = len(labels) - int(labels.is_test.sum())
+        draw_label_efficiency(document["summary"], by_curve, trained, experiment.title, out / LABELS_PNG)
+    if any(row["snr_db"] is not None for row in summary):
+        draw_rate_distortion(summary, by_curve, experiment.title, out / RATE_DISTORTION_PNG)
+    masks = None
+    if isinstance(labels, Masks):
+        keys: dict[str, str] = {}
+        for row in document["results"]:
+            if row["task"] == "segmentation" and row["label_share"] == max(experiment.label_shares):
+                keys.setdefault(row["method"], row["key"])
+        files = {name: out / MASKS / f"{key[:16]}.npz" for name, key in keys.items()}
+        drawn = [row for row in summary if row["task"] == "segmentation"]
+        masks = draw_equal_bytes(drawn, by_curve, reference_curve(experiment), labels, files, out / MASKS_PNG)
+    write_report(document, by_curve, len(labels) - int(labels.is_test.sum()), masks, out / REPORT_HTML)
+
+
+def _labels(archive: Archive, experiment: Experiment) -> Labels | Masks:
+    """Labels, or masks where they are segmented, with the experiment's own split if it has one."""
+    found: Labels | Masks
+    if "segmentation" in experiment.tasks:
+        found = read_tile_masks(archive, str(experiment.labels), experiment.classes, experiment.where)
+    else:
+        found = read_tile_labels(archive, experiment.labels, experiment.where)
+    return found if experiment.test is None else with_test(found, archive, experiment.test)
+
+
+def _bits_by_channel(work: _Work) -> dict[str, list[float]]:
+    """Entropy of each channel's symbols over all tiles, bits, by codec id; none where layers were left out."""
+    x, medians = work.coded.x, work.codec.tables.median
+    if x.shape[2] < len(medians):
+        return {}
+    bits = []
+    for channel, median in enumerate(medians):
+        counts = np.unique(np.rint(x[:, :, channel] - median), return_counts=True)[1]
+        share = counts / counts.sum()
+        bits.append(max(0.0, float(-(share * np.log2(share)).sum())))
+    return {work.codec.id: bits}
+
+
+def _runs(method: Method, experiment: Experiment) -> Iterator[tuple[Task, float, int]]:
+    """Each task, share of labels and seed; neighbours among all tiles are the same with all seeds."""
     for task in tasks_of(method, experiment.tasks):
-        for seed in experiment.seeds[:1] if task in {"knn", "retrieval"} else experiment.seeds:
-            yield task, seed
+        for share in [1.0] if task == "retrieval" else experiment.label_shares:
+            once = task == "retrieval" or (task == "knn" and share == 1)
+            for seed in experiment.seeds[:1] if once else experiment.seeds:
+                yield task, share, seed
 
 
-def _asked(experiment: Experiment, method: Method, version: int, task: Task, seed: int) -> Row:
+def _asked(experiment: Experiment, method: Method, version: int, task: Task, share: float, seed: int) -> Row:
     """All that a score depends on beside the tiles, and that rows say of it."""
     asked = {**method.model_dump(exclude={"name", "curve"}), "version": version, "task": task, "seed": seed}
-    if task == "head":
+    asked["label_share"] = share
+    if task in {"head", "segmentation"}:
         asked["epochs"] = experiment.epochs
     if task == "retrieval":
         asked["k"] = experiment.retrieval_k
     return asked
 
 
+def most_labels(summary: Sequence[Row]) -> list[Row]:
+    """Of each task the rows of the largest share of labels."""
+    most: dict[str, float] = {}
+    for row in summary:
+        most[row["task"]] = max(row["label_share"], most.get(row["task"], 0.0))
+    return [row for row in summary if row["label_share"] == most[row["task"]]]
+
+
 def _summary(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row a method and task: mean and spread (sample standard deviation) over seeds."""
-    for name, task in dict.fromkeys((row["method"], row["task"]) for row in rows):
-        mine = [row for row in rows if (row["method"], row["task"]) == (name, task)]
-        measure = "recall" if task == "retrieval" else "accuracy"
-        values = np.array([row[measure] for row in mine])
+    """A row a method, task and share of labels: mean and spread (sample standard deviation) over seeds."""
+    for name, task, share in dict.fromkeys((row["method"], row["task"], row["label_share"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["task"], row["label_share"]) == (name, task, share)]
         shared = ("bytes_per_tile", "shared_bytes", "bits_per_channel", "bits_per_pixel", "mse", "snr_db", "majority")
+        measured: Row = {}
+        for measure in ("accuracy", "recall", "mean_iou"):
+            measured[measure] = measured[f"{measure}_std"] = None
+            if (task, measure) in MEASURES:
+                values = np.array([row[measure] for row in mine])
+                measured[measure] = float(values.mean())
+                measured[f"{measure}_std"] = float(values.std(ddof=1)) if len(mine) > 1 else None
         yield {
             "method": name,
+            "kind": mine[0]["kind"],
             "task": task,
-            "accuracy": None,
-            "recall": None,
-            measure: float(values.mean()),
-            f"{measure}_std": float(values.std(ddof=1)) if len(mine) > 1 else None,
-            **{key: mine[0][key] for key in shared},
+            "label_share": share,
+            **measured,
+            **{key: mine[0][key] for key in (*shared, "codec_id", "encoder_id")},
             "seeds": len(mine),
         }
 
 
-def _write(out: Path, experiment: Experiment, rows: Sequence[Row]) -> dict[str, Any]:
+def _write(out: Path, experiment: Experiment, rows: Sequence[Row], bits: Mapping[str, list[float]]) -> dict[str, Any]:
+    summary = list(_summary(rows))
     document = {
         "format": FORMAT_VERSION,
         "experiment": experiment.model_dump(),
         "machine": machine(),
         "results": list(rows),
-        "summary": list(_summary(rows)),
+        "summary": summary,
+        "savings": savings_rows(most_labels(summary), curves(experiment), reference_curve(experiment)),
+        "bits_by_channel": dict(bits),
     }
     temporary = out / f".{RESULTS_JSON}"
     temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -198,20 +316,21 @@ def _write(out: Path, experiment: Experiment, rows: Sequence[Row]) -> dict[str, 
     return document
 
 
-def _earlier(path: Path) -> list[Mapping[str, Any]]:
-    """Rows of an earlier run."""
+def _earlier(path: Path) -> dict[str, Any]:
+    """Results of an earlier run; nothing where there was none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["format"] != FORMAT_VERSION:
             raise InputError(f"{path}: results of format {document['format']}; give another --out")
-        return [row for row in document["results"] if isinstance(row["key"], str)]
+        rows = [row for row in document["results"] if isinstance(row["key"], str)]
+        return {"results": rows, "bits_by_channel": dict(document["bits_by_channel"])}
     except FileNotFoundError:
-        return []
+        return {}
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path}: no results of `nec evaluate`; give another --out, or remove it") from None
 
 
-def _check_same(first: Labels, other: Labels, name: str, method: Method) -> None:
+def _check_same(first: Labels | Masks, other: Labels | Masks, name: str, method: Method) -> None:
     if _digest(first) == _digest(other):
         return
     apart = sorted(set(first.tile_ids) ^ set(other.tile_ids))
@@ -222,6 +341,11 @@ def _check_same(first: Labels, other: Labels, name: str, method: Method) -> None
     )
 
 
-def _digest(labels: Labels) -> str:
-    rows = zip(labels.tile_ids, labels.target.tolist(), labels.is_test.tolist(), strict=True)
-    return hashlib.sha256(json.dumps([labels.classes, list(rows)]).encode()).hexdigest()
+def _digest(labels: Labels | Masks) -> str:
+    if isinstance(labels, Masks):
+        target = [hashlib.sha256(mask.tobytes()).hexdigest() for mask in labels.masks]
+        target.append(str(labels.masks.shape))
+    else:
+        target = labels.target.tolist()
+    rows = [labels.classes, labels.tile_ids, target, labels.is_test.tolist()]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -13,8 +13,8 @@ from nec_ray.codec import Codec
 from nec_ray.errors import InputError
 from nec_ray.evaluate.fitting import Floats, Progress
 from nec_ray.evaluate.head import evaluate_embeddings, train_head
-from nec_ray.evaluate.labels import LABEL_ROWS, Labels, read_labels
-from nec_ray.evaluate.masks import MASK_ROWS, read_masks
+from nec_ray.evaluate.labels import LABEL_ROWS, LabelledTiles, Labels, read_labels
+from nec_ray.evaluate.masks import MASK_ROWS, Masks, read_masks
 from nec_ray.evaluate.segment import train_segmentation_head
 from nec_ray.models.dataset import EmbeddingSource, valid_rows
 from nec_ray.models.embed import Embedder, first_decoder_layer, latent_medians
@@ -65,17 +65,36 @@ def train_head_on_archive(
     """
     _check_task(task, labels, classes)
     how: dict[str, Any] = {"layers": layers, "epochs": epochs, "seed": seed, "progress": progress}
+    if task == "classification":
+        known: Labels | Masks = read_tile_labels(archive, labels, where)
+    else:
+        known = read_tile_masks(archive, str(labels), classes, where)
+    return train_on_labels(archive, known, out, decoder_layer=decoder_layer, where=where, **how)
+
+
+def train_on_labels(
+    archive: EmbeddingSource,
+    known: Labels | Masks,
+    out: Path,
+    *,
+    decoder_layer: DecoderLayer = "none",
+    layers: int | None = None,
+    where: str | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What `train_head_on_archive` does with labels or masks that are read; arguments are the same."""
+    how: dict[str, Any] = {"layers": layers, "epochs": epochs, "seed": seed, "progress": progress}
     if decoder_layer != "none":
         how |= {
             "decoder_layer": decoder_layer,
             "first_layer": decoder_layer_of(archive, where),
             "medians": latent_medians(archive.codecs(where)[0]),
         }
-    if task == "classification":
-        return train_head(archive, read_tile_labels(archive, labels, where), out, **how)
-    siblings = archive.rows(["tile_id", "source"])
-    masks = read_masks(str(labels), valid_rows(archive, MASK_ROWS, where), siblings, classes=classes)
-    return train_segmentation_head(archive, masks, out, **how)
+    if isinstance(known, Masks):
+        return train_segmentation_head(archive, known, out, **how)
+    return train_head(archive, known, out, **how)
 
 
 def compare_with_uncompressed(
@@ -165,7 +184,15 @@ def read_tile_labels(archive: EmbeddingSource, labels: str | os.PathLike[str] | 
     return read_labels(labels, valid_rows(archive, LABEL_ROWS, where))
 
 
-def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floats:
+def read_tile_masks(
+    archive: EmbeddingSource, masks: str, classes: str | os.PathLike[str] | None, where: str | None
+) -> Masks:
+    """Masks of an archive's valid tiles, see `train_head_on_archive`."""
+    siblings = archive.rows(["tile_id", "source"])
+    return read_masks(masks, valid_rows(archive, MASK_ROWS, where), siblings, classes=classes)
+
+
+def uncompressed_latents(labels: LabelledTiles, catalog: Catalog, codec: Codec) -> Floats:
     """The encoder's latents before they are rounded, float32 (tiles, tokens, channels) in the labels' order.
 
     Raises:
@@ -183,7 +210,7 @@ def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floa
     return out
 
 
-def labelled_rows(labels: Labels, catalog: Catalog) -> tuple[dict[str, int], pa.Table]:
+def labelled_rows(labels: LabelledTiles, catalog: Catalog) -> tuple[dict[str, int], pa.Table]:
     """Place of each labelled tile in the labels' order, and the tiles' catalog rows in the catalog's.
 
     Raises:

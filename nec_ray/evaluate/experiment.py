@@ -101,8 +101,8 @@ class _CodedPixels(_OfPixels):
     """What methods have in common that send pixels: the encoder runs at the consumer."""
 
     encoder: Literal["frozen", "trained"] = "frozen"
-    """Whether the consumer trains the encoder with the head, end to end, as the paper does with raw data; only the
-    head's task is done then."""
+    """Whether the consumer trains the encoder with the head, end to end, as the paper does with raw data; only heads'
+    tasks are done then."""
 
 
 class Raw(_CodedPixels):
@@ -133,7 +133,10 @@ Method = Annotated[
     Embeddings | Uncompressed | Quantised | PrincipalComponents | Binary | Raw | SourceFiles | Jpeg2000,
     Field(discriminator="kind"),
 ]
-Task = Literal["head", "linear", "knn", "retrieval"]
+Task = Literal["head", "linear", "knn", "retrieval", "segmentation"]
+_OF_HEADS: frozenset[Task] = frozenset({"head", "segmentation"})
+_OF_LABELS: frozenset[Task] = frozenset({"head", "linear", "knn"})
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Experiment(Section):
@@ -142,9 +145,20 @@ class Experiment(Section):
     title: str = Field(min_length=1)
     """Of the pictures."""
     labels: str | None = None
-    """Labels of the tiles, as `nec head` takes them; the archives' own where not given."""
+    """Labels of the tiles, as `nec head` takes them; the archives' own where not given. For segmentation the masks."""
+    classes: str | None = None
+    """List of the masks' classes, a path or URL; the classes.json beside them where not given."""
     where: str | None = None
     """SQL condition over `embeddings`: only these tiles are trained on and tested."""
+    test: str | None = None
+    """SQL condition over `embeddings`: these tiles are tested, all others are trained on; where not given the labels'
+    own split, and where they have none a hash of the tile id."""
+    label_shares: list[Share] = Field(default=[1.0], min_length=1)
+    """Shares of the training tiles whose labels are used, each in turn, of every class alike; the smaller are part of
+    the larger. Methods are fitted to all training tiles, which needs no labels."""
+    reference: str | None = None
+    """Curve whose bytes the other curves' are compared with at equal accuracy; the first of an archive's embeddings
+    where not given."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     """Of the heads: each method is trained once with each."""
     epochs: int | None = Field(default=None, ge=1)
@@ -152,7 +166,7 @@ class Experiment(Section):
     tasks: list[Task] = Field(default=["head"], min_length=1)
     """What is done with the embeddings: `head` trains attention pooling and a linear layer, as the paper; `linear` and
     `knn` classify mean tokens by logistic regression and by neighbours; `retrieval` finds test tiles' neighbours among
-    the training tiles, by mean tokens."""
+    the training tiles, by mean tokens; `segmentation` trains the paper's decoder on masks."""
     retrieval_k: int = Field(default=10, ge=1)
     """Neighbours that are looked for: recall is the share of the uncompressed embeddings' that are found."""
     methods: list[Method] = Field(min_length=1)
@@ -165,6 +179,13 @@ class Experiment(Section):
             raise ValueError("a seed stands twice")
         return seeds
 
+    @field_validator("label_shares")
+    @classmethod
+    def _shares(cls, shares: list[float]) -> list[float]:
+        if len(set(shares)) < len(shares):
+            raise ValueError("a share stands twice")
+        return shares
+
     @field_validator("tasks")
     @classmethod
     def _once(cls, tasks: list[Task]) -> list[Task]:
@@ -174,6 +195,15 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _names(self) -> "Experiment":
+        if "segmentation" in self.tasks:
+            if self.labels is None:
+                raise ValueError("segmentation needs masks: give labels, a folder of masks or a label GeoTIFF")
+            if other := [task for task in self.tasks if task in _OF_LABELS]:
+                raise ValueError(f"segmentation has masks, {other[0]} needs a label a tile; make two evaluations")
+        elif self.classes is not None:
+            raise ValueError("classes are for masks: ask for the task segmentation, or leave them out")
+        if self.reference is not None and self.reference not in curves(self):
+            raise ValueError(f"reference {self.reference!r}: no method has this curve")
         names = [method.name for method in self.methods]
         for name in names:
             if names.count(name) > 1:
@@ -205,15 +235,22 @@ def trains_encoder(method: Method) -> bool:
 
 
 def tasks_of(method: Method, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that a method is asked to do: behind a layer or encoder that is trained there is only the head."""
+    """The tasks that a method is asked to do: behind a layer or encoder that is trained there are only the heads."""
     if trains_encoder(method) or (isinstance(method, Embeddings) and method.decoder_layer != "none"):
-        return [task for task in tasks if task == "head"]
+        return [task for task in tasks if task in _OF_HEADS]
     return list(tasks)
 
 
-def curves(experiment: Experiment) -> dict[str, Sequence[str]]:
+def curves(experiment: Experiment) -> dict[str, list[str]]:
     """Names of the methods of each curve, in the order of the file."""
     found: dict[str, list[str]] = {}
     for method in experiment.methods:
         found.setdefault(method.curve or method.name, []).append(method.name)
-    return dict(found)
+    return found
+
+
+def reference_curve(experiment: Experiment) -> str | None:
+    """The curve that others are compared with; None where none is named and no archive's embeddings are compared."""
+    if experiment.reference is not None:
+        return experiment.reference
+    return next((m.curve or m.name for m in experiment.methods if isinstance(m, Embeddings)), None)

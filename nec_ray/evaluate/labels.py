@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,20 @@ Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Record and tile, by number, of every match."""
 
 
+class LabelledTiles(Protocol):
+    """What labels and masks have in common: tiles, and a side of the split for each."""
+
+    @property
+    def tile_ids(self) -> list[str]:
+        """In order."""
+
+    @property
+    def is_test(self) -> npt.NDArray[np.bool_]:
+        """(tiles,) whether the tile is kept for the score."""
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Labels:
     """A class and a side of the split for each labelled tile, ordered by tile id."""
@@ -47,6 +61,15 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.tile_ids)
+
+    def pick(self, which: npt.NDArray[np.bool_]) -> "Labels":
+        """Of some of the tiles; classes keep their numbers.
+
+        Args:
+            which: (tiles,) those to keep.
+        """
+        names = [name for name, kept in zip(self.tile_ids, which, strict=True) if kept]
+        return replace(self, tile_ids=names, target=self.target[which], is_test=self.is_test[which])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from nec_ray.tiles.rows import window_of
 TIFFS = (".tif", ".tiff")
 MASKS = (".png", *TIFFS)
 
+_ISPRS = re.compile(r"(top_(?:potsdam|mosaic)_\w+?)_(?:RGB|RGBIR|IRRG|label|label_noBoundary)")
+"""ISPRS's benchmarks have `top_potsdam_2_10_label_noBoundary.tif` for `top_potsdam_2_10_RGB.tif`."""
 _LARGEST_READ = 1 << 26  # pixels of a mask that are held at a time
 Codes = npt.NDArray[np.int32]
 Ignored = npt.NDArray[np.bool_] | None
@@ -148,7 +151,8 @@ def find_masks(
 
     A mask is a tile's if its path without the ending is the tile id (with or without an ending), or if it has the
     name of the tile's source image: of several such, the one whose folders agree best, counted from the file upwards
-    (`tile_1/masks/a.png` for `tile_1/images/a.jpg`). From a source's mask, a tile's window is cut; how large the
+    (`tile_1/masks/a.png` for `tile_1/images/a.jpg`); names of ISPRS's benchmarks agree up to what they say of bands
+    and labels. From a source's mask, a tile's window is cut; how large the
     windows are follows from the places of all of the image's tiles.
 
     Args:
@@ -198,9 +202,9 @@ def _match_sources(where: str, names: Sequence[str], sources: Sequence[str]) -> 
     """The mask of each source."""
     masks, images = defaultdict(list), defaultdict(list)
     for name in names:
-        masks[_stem(name).rpartition("/")[2]].append(name)
+        masks[_common_name(name)].append(name)
     for source in sources:
-        images[_stem(source).rpartition("/")[2]].append(source)
+        images[_common_name(source)].append(source)
     of_source = {}
     for stem, candidates in masks.items():
         scores = {
@@ -285,6 +289,13 @@ def _packed(rgb: npt.NDArray[Any]) -> Codes:
 def _stem(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + (base.rpartition(".")[0] or base)
+
+
+def _common_name(name: str) -> str:
+    """What an image and its mask are both called."""
+    base = _stem(name).rpartition("/")[2]
+    isprs = _ISPRS.fullmatch(base)
+    return isprs[1] if isprs else base
 
 
 def _line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -42,6 +42,15 @@ class Masks:
 
     def __len__(self) -> int:
         return len(self.tile_ids)
+
+    def pick(self, which: npt.NDArray[np.bool_]) -> "Masks":
+        """Of some of the tiles; classes keep their numbers.
+
+        Args:
+            which: (tiles,) those to keep.
+        """
+        names = [name for name, kept in zip(self.tile_ids, which, strict=True) if kept]
+        return replace(self, tile_ids=names, masks=self.masks[which], is_test=self.is_test[which])
 
 
 def read_masks(

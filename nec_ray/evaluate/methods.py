@@ -34,7 +34,7 @@ from nec_ray.evaluate.experiment import (
     trains_encoder,
 )
 from nec_ray.evaluate.fitting import Floats, align
-from nec_ray.evaluate.labels import Labels
+from nec_ray.evaluate.labels import LabelledTiles
 from nec_ray.models.embed import Embedder
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, read_catalog, read_native, resize
@@ -66,7 +66,7 @@ class Encodings:
         labels: of the tiles; what is fitted is fitted to those that are not kept for the test.
     """
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: LabelledTiles) -> None:
         self._labels = labels
         self._latents: tuple[tuple[str, str], Floats] | None = None
 

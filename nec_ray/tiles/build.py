@@ -41,9 +41,10 @@ def build_catalog(
     A GeoTIFF gives windows of `tile_size` pixels that cover it without overlap (smaller ones at its right and
     lower edge), each with its footprint, CRS and share of missing pixels; a folder of GeoTIFFs the same for
     each. A folder of JPEG or PNG images gives one tile an image, or such windows of each where `tile_size` is
-    given; its folder's name is the label. A Zarr v3 array of rows and columns, with bands and times, gives windows of
-    every time, as does a group whose arrays are one band each. A file of MMEarth's gives one tile a sample, with its
-    Sentinel-2 bands, and a folder of GEO-Bench's one a sample, see `geobench_rows`.
+    given; its folder's name is the label, as it is of a TIFF of one window without a georeference. A Zarr v3 array of
+    rows and columns, with bands and times, gives windows of every time, as does a group whose arrays are one band each.
+    A file of MMEarth's gives one tile a sample, with its Sentinel-2 bands, and a folder of GEO-Bench's one a sample,
+    see `geobench_rows`.
 
     Args:
         source: a file or folder, as path or URL.

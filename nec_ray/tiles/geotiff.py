@@ -35,7 +35,7 @@ def windows(
     """Catalog rows of all windows of one GeoTIFF.
 
     Windows of `tile_size` pixels a side cover the whole image without overlap; those at the right and lower
-    edge are as small as what is left there.
+    edge are as small as what is left there. An image of one window without a georeference has its folder as label.
 
     Raises:
         BadSource: the file cannot be read as an image, or `bands` are not as many as it has.
@@ -43,9 +43,12 @@ def windows(
     where = f"{store.url}/{name}"
     try:
         with open_image(store, name) as image:
-            return list(
+            rows = list(
                 _rows(image, where, tile_id_prefix, store.etag(name), tile_size, bands, nodata, acquired_at, sensor)
             )
+            if len(rows) == 1 and image.crs is None:  # a picture of a class folder, such as UCMerced's
+                rows[0]["label"] = name.rpartition("/")[0] or None
+            return rows
     except RasterioError as error:
         raise BadSource(f"{where}: cannot be read as an image ({_line(error)})") from None
 

@@ -17,7 +17,7 @@ from nec_ray.contracts import contract
 from nec_ray.errors import BadRecipe, InputError, NecError
 from nec_ray.evaluate import compare_with_uncompressed, train_head_on_archive
 from nec_ray.evaluate.compare import RATE_ACCURACY_PNG, RATE_DISTORTION_PNG, RESULTS_JSON, compare
-from nec_ray.evaluate.consumer import read_tile_labels
+from nec_ray.evaluate.consumer import read_tile_labels, train_on_labels
 from nec_ray.evaluate.experiment import Experiment, experiment_schema, read_experiment
 from nec_ray.evaluate.probes import neighbours_vote
 from nec_ray.runtime.encode import encode
@@ -99,9 +99,9 @@ def test_what_is_finished_is_not_done_again(work: Path, tmp_path: Path, monkeypa
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         trained.append(kwargs["layers"])
-        return train_head_on_archive(*args, **kwargs)
+        return train_on_labels(*args, **kwargs)
 
-    monkeypatch.setattr("nec_ray.evaluate.compare.train_head_on_archive", counted)
+    monkeypatch.setattr("nec_ray.evaluate.compare.train_on_labels", counted)
     done = compare(experiment, tmp_path)
     assert trained == [1, 1]
     assert done["results"][:2] == kept
