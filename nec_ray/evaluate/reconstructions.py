@@ -1,4 +1,4 @@
-"""What a pretrained MP-MAE makes of some samples: input, what it saw of it, targets and predictions (MMEarth, Fig. A5)."""
+"""What a pretrained MP-MAE makes of some samples, as pictures and words (MMEarth, Fig. A5)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def reconstructions(
 def _as_target(output: Output, predicted: Tensor, target: Tensor, patch: int) -> Tensor:
     """Predictions in a target's shape and scale."""
     if output.kind == "categorical":
-        predicted = predicted.unflatten(-1, (-1, output.classes)).argmax(-1)
+        predicted = predicted.reshape(*predicted.shape[:-1], -1, output.classes).argmax(-1)
     if output.level == "image":
         return predicted
     if output.patch_normalised:

@@ -83,6 +83,7 @@ def task_losses(rows: Rows, out: Path) -> Path:
             panel.set_xlabel("epoch")
         for panel in axes:
             panel.tick_params(labelsize=7)
+            _whole_epochs(panel)
     return out
 
 
@@ -113,8 +114,13 @@ def task_uncertainties(rows: Rows, out: Path) -> Path:
                 panel.plot(epochs, values, color=colour, label=_title(name), marker=_marker(rows))
             panel.set(xlabel="epoch", title=title)
             panel.legend(frameon=False, fontsize=8)
+            _whole_epochs(panel)
         axes[0].set_ylabel("log variance of the task")
     return out
+
+
+def _whole_epochs(panel: Any) -> None:
+    panel.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_rate(panel: Any, rows: Rows) -> None:

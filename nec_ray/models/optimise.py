@@ -67,7 +67,8 @@ def pretext_gradients(
         model: an `MpMae`, alone or in DistributedDataParallel.
         pixels: float32 (batch, bands, size, size), NaN where missing.
         targets: see `MpMae.forward`.
-        mask_ratio: see there, like `generator`.
+        mask_ratio: see there.
+        generator: see there.
         accumulate: parts that are computed one after the other.
         precision: of activations, `float32` or `bfloat16`.
 
@@ -76,7 +77,7 @@ def pretext_gradients(
         that has something of it, and this share.
     """
     found: list[Tensor] = []
-    parts = pixels.split(-(-len(pixels) // accumulate))
+    parts = pixels.chunk(accumulate)
     start = 0
     for number, part in enumerate(parts):
         last = number + 1 == len(parts)
@@ -104,7 +105,8 @@ def learning_rate(peak: float, progress: float, warmup: float) -> float:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """An optimiser's groups of the trained parameters.
 
-    Biases, norms (GRN's too, whose shapes are those of matrices), tokens and densities do not decay; the densities move faster, they start far too wide.
+    Biases, norms (GRN's too, whose shapes are those of matrices), tokens and densities do not decay; the densities move
+    faster, they start far too wide.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     density = [p for name, p in trained if name.startswith("bottleneck")]
