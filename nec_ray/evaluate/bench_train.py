@@ -161,7 +161,7 @@ def _convnext_cases(size: str, pixels: int, patch: int, batch: int, device: str)
         def work() -> None:
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                loss = forward().float().square().mean()
+                loss: Any = forward().float().square().mean()
             loss.backward()
             optimiser.step()
 
