@@ -514,18 +514,36 @@ def bench_pull(
 
 @bench_app.command("train")
 def bench_train(
-    size: Annotated[str, typer.Option(help="micro, tiny, small, base or large.")] = "base",
-    pixels: Annotated[int, typer.Option(help="Pixels a side, a multiple of 16.", min=16)] = 224,
+    size: Annotated[
+        str | None,
+        typer.Option(help="micro, tiny, small, base (the default) or large; of mp_mae atto (the default) to tiny."),
+    ] = None,
+    pixels: Annotated[
+        int | None, typer.Option(help="Pixels a side, a multiple of the patch; 224, of mp_mae 7 patches.", min=16)
+    ] = None,
+    family: Annotated[str, typer.Option(help="mae_vit, or mp_mae: its masked encoder beside a ConvNeXt V2.")] = (
+        "mae_vit"
+    ),
+    patch: Annotated[int, typer.Option(help="Pixels a side of a patch: 16; of mp_mae 8, 16 or 32.")] = 16,
     batch: Annotated[
         int | None, typer.Option(help="Tiles a call; 8 on a CPU, 256 on a GPU where not given.", min=1)
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Speed of the training step and the encoder beside timm's plain ViT: samples a second, FLOP utilisation."""
+    """Speed of training step and encoder beside timm's plain ViT or ConvNeXt V2: samples a second, FLOP utilisation."""
     from nec_ray.evaluate.bench_train import bench_train as run
 
-    report = run(size, pixels, batch=batch, device=device, say=say_unless(as_json))
+    masked = family == "mp_mae"
+    report = run(
+        size or ("atto" if masked else "base"),
+        pixels or (7 * patch if masked else 224),
+        family=family,
+        patch=patch,
+        batch=batch,
+        device=device,
+        say=say_unless(as_json),
+    )
     _print_report(report, as_json)
 
 

@@ -35,6 +35,7 @@ def shared_data() -> Path:
 
 _ON_RAY = (
     "test_train.py",
+    "test_pretrain.py",
     "test_reencode.py",
     "test_faults.py",
     "test_traps.py",

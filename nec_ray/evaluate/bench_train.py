@@ -1,4 +1,4 @@
-"""`nec bench train`: the training step and the encoder beside timm's plain Vision Transformer, in one run."""
+"""`nec bench train`: training steps and encoders beside timm's plain Vision Transformer or ConvNeXt V2, in one run."""
 
 import statistics
 import time
@@ -13,7 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nec_ray.errors import InputError
 from nec_ray.evaluate.bench import machine
-from nec_ray.models.mae import SIZES, MaeConfig
+from nec_ray.models.convnext import PATCHES, ConvNextConfig, ConvNextEncoder
+from nec_ray.models.convnext import SIZES as CONVNEXT_SIZES
+from nec_ray.models.mae import SIZES, MaeConfig, random_keep
+from nec_ray.models.mp_mae import MASK_RATIO
 from nec_ray.models.nec import NeuralEmbeddingCompressor, set_trainable
 from nec_ray.models.optimise import gradients, parameter_groups
 
@@ -22,6 +25,9 @@ _MASK = 0.75
 _SECONDS = 2.0
 _ROUNDS = 5
 _MATMUL = {"cpu": 2048, "cuda": 8192}
+
+_BANDS = 12
+_LR, _DECAY = 1e-4, 0.05
 
 Say = Callable[[str], None]
 Work = Callable[[], object]
@@ -39,6 +45,8 @@ def bench_train(
     size: str = "base",
     pixels: int = 224,
     *,
+    family: str = "mae_vit",
+    patch: int = _PATCH,
     batch: int | None = None,
     device: str | None = None,
     rounds: int = _ROUNDS,
@@ -46,13 +54,21 @@ def bench_train(
 ) -> dict[str, Any]:
     """Measure samples a second and model FLOP utilisation of training step and encoder, theirs and ours in turn.
 
-    `step` is NEC adaptation with the paper's mask and everything trained (forward, backward, AdamW) and, for timm, the
-    forward and backward of a plain ViT on all tokens with AdamW. `encode` is the forward pass on all tokens. Both run
-    on timm's blocks with fused attention; float32 on a CPU, bfloat16 autocast on a GPU, there also compiled.
+    Of `mae_vit`: `step` is NEC adaptation with the paper's mask and everything trained (forward, backward, AdamW) and,
+    for timm, the forward and backward of a plain ViT on all tokens with AdamW. `encode` is the forward pass on all
+    tokens. Both run on timm's blocks with fused attention.
+
+    Of `mp_mae`: both are of the encoder alone, on 12 bands: `nec` with 60% of the patches masked, `nec no skip` the
+    same with masked places computed and set to 0, `nec dense` and timm's plain ConvNeXt V2 on all of them. timm's has
+    a stem of one convolution of patch / 8, so that its stages have as many places as ours.
+
+    float32 on a CPU, bfloat16 autocast on a GPU, there ViTs also compiled.
 
     Args:
-        size: of `nec_ray.models.mae.SIZES`.
-        pixels: a side of the input, three bands.
+        size: of `nec_ray.models.mae.SIZES`, or of `nec_ray.models.convnext.SIZES`.
+        pixels: a side of the input; three bands of mae_vit.
+        family: `mae_vit` or `mp_mae`.
+        patch: pixels a side; mae_vit is measured with 16.
         batch: tiles a call; 8 on a CPU and 256 on a GPU where it is None.
         device: `cpu` or `cuda`; a GPU where there is one and it is None.
         rounds: of which the median counts; within a round every implementation has its turn.
@@ -61,30 +77,40 @@ def bench_train(
     Returns:
         `{"machine": {...}, "rows": [...]}`; the rows' keys are DESIGN.md's. `mfu` is the share of the speed of a large
         matrix product of the same type, measured in the same run (`machine.matmul_tflops`), that the model's
-        arithmetic reaches: FLOPs are counted by torch, recomputation and the optimiser not included.
+        arithmetic reaches: FLOPs are counted by torch, recomputation and the optimiser not included. Of `mp_mae` they
+        are those that each implementation computes.
 
     Raises:
-        InputError: a size or device that is not there.
+        InputError: a family, size, patch or device that is not there.
     """
-    if size not in SIZES:
-        raise InputError(f"{size}: no size; there are {', '.join(SIZES)}")
+    families = {"mae_vit": (SIZES, (_PATCH,)), "mp_mae": (CONVNEXT_SIZES, PATCHES)}
+    if family not in families:
+        raise InputError(f"{family}: no family; there are {', '.join(families)}")
+    sizes, patches = families[family]
+    if size not in sizes:
+        raise InputError(f"{size}: no size; there are {', '.join(sizes)}")
+    if patch not in patches:
+        raise InputError(f"patch {patch}: {family} is measured with {', '.join(map(str, patches))}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in _MATMUL or (device == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"{device}: no such device here; use cpu{', or cuda' * torch.cuda.is_available()}")
     batch = batch or (256 if device == "cuda" else 8)
     say(f"measuring a matrix product on the {device}")
     peak = _matmul_flops(device)
-    cases = list(_cases(size, pixels, batch, device))
-    name = f"ViT-{size}/{_PATCH} {pixels} px"
+    if family == "mae_vit":
+        cases, name = list(_cases(size, pixels, batch, device)), f"ViT-{size}/{_PATCH} {pixels} px"
+    else:
+        cases = list(_convnext_cases(size, pixels, patch, batch, device))
+        name = f"ConvNeXtV2-{size}/{patch} {pixels} px"
     rows = []
     for what in ("encode", "step"):
         mine = [case for case in cases if case.what == what]
         say(f"{what}: {', '.join(case.impl for case in mine)}")
-        flops = [_flops(case.work) / case.batch for case in mine if "compiled" not in case.impl]
+        flops = {case.impl: _flops(case.work) / case.batch for case in mine if "compiled" not in case.impl}
         found = _in_turn([case.work for case in mine], device, rounds)
         for case, seconds in zip(mine, found, strict=True):
             rate = case.batch / seconds
-            cost = flops[0 if case.impl.startswith("nec") else 1]
+            cost = flops[case.impl.removesuffix(" compiled")]
             rows.append(
                 {
                     "model": name,
@@ -98,6 +124,52 @@ def bench_train(
     facts = {"device": _device_name(device), "torch": torch.__version__, "threads": torch.get_num_threads()}
     facts |= {"batch": batch, "precision": "bfloat16" if device == "cuda" else "float32"}
     return {"machine": machine() | facts | {"matmul_tflops": round(peak / 1e12, 3)}, "rows": rows}
+
+
+def _convnext_cases(size: str, pixels: int, patch: int, batch: int, device: str) -> Iterator[_Case]:
+    config = ConvNextConfig(size=pixels, patch=patch, bands=_BANDS, **CONVNEXT_SIZES[size])
+    inputs = torch.randn(batch, _BANDS, pixels, pixels, device=device)
+    keep = random_keep(batch, config.tokens, MASK_RATIO, torch.Generator(device).manual_seed(0), inputs.device)
+    ours = ConvNextEncoder(config).to(device)
+    all_places = ConvNextEncoder(config, skip=False).to(device)
+    theirs = timm.models.convnext.ConvNeXt(
+        in_chans=_BANDS,
+        num_classes=0,
+        patch_size=patch // 8,
+        depths=config.depths,
+        dims=config.dims,
+        use_grn=True,
+        ls_init_value=None,
+    ).to(device)
+    forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "nec": (ours, lambda: ours(inputs, keep)[-1]),
+        "nec no skip": (all_places, lambda: all_places(inputs, keep)[-1]),
+        "nec dense": (ours, lambda: ours(inputs)[-1]),
+        "timm": (theirs, lambda: theirs.forward_features(inputs)),
+    }
+
+    def encode(forward: Callable[[], Tensor]) -> Work:
+        def work() -> Tensor:
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                return forward()
+
+        return work
+
+    def step(model: nn.Module, forward: Callable[[], Tensor]) -> Work:
+        optimiser = torch.optim.AdamW(parameter_groups(model, _DECAY), lr=_LR)
+
+        def work() -> None:
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss: Any = forward().float().square().mean()
+            loss.backward()
+            optimiser.step()
+
+        return work
+
+    for impl, (model, forward) in forwards.items():
+        yield _Case("encode", impl, encode(forward), batch)
+        yield _Case("step", impl, step(model, forward), batch)
 
 
 def _cases(size: str, pixels: int, batch: int, device: str) -> Iterator[_Case]:

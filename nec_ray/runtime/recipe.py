@@ -19,14 +19,14 @@ class DataSection(Section):
     title: str | None = Field(default=None, min_length=1)
     """What the data is called in the codec's lineage; the catalog's title or address where not given."""
     bands: list[str] | None = Field(default=None, min_length=1)
-    """Bands by name; all of the catalog's where not given."""
+    """Bands by name; all of the catalog's where not given, or those of `model.inputs` where mp_mae is pretrained."""
     size: int = Field(ge=8, le=1024)
-    """Pixels a side that every tile is resized to."""
+    """Pixels a side that every tile is resized to; mp_mae's pretraining takes a random window of that size instead."""
     normalise: Literal["tiles", "imagenet"] = "tiles"
     """Whose mean and deviation scale the pixels: the tiles' own, or ImageNet's, which published weights expect."""
     augment: list[Literal["flip", "turn", "crop"]] = Field(default=["flip", "turn"])
     """What is done to a tile each time it is seen: mirrored, turned by quarters, or a random part of 0.2 to 1 of its
-    area resized to the whole; overhead imagery has no upright."""
+    area resized to the whole; overhead imagery has no upright. Pretraining of mp_mae has its window alone."""
     max_tiles: int = Field(default=100_000, ge=8)
     """Tiles read, once; an even sample of a larger catalog. Each worker keeps its share in a temporary file."""
 
@@ -37,11 +37,14 @@ _SIZES = {
 }
 
 
+_MP_MAE_MASK = 0.6
+
+
 class ModelSection(Section):
     """Which masked autoencoder."""
 
     family: Literal["mae_vit", "mp_mae"] = "mae_vit"
-    """A vision transformer, or MP-MAE's ConvNeXt V2, which is adapted from pretrained weights (`init`)."""
+    """A vision transformer, or MP-MAE's ConvNeXt V2, which is pretrained on catalogs of MMEarth."""
     size: Literal["micro", "tiny", "small", "base", "large", "atto", "femto", "pico", "nano"] = "tiny"
     """mae_vit: micro to large; mp_mae: atto, femto, pico, nano, tiny."""
     patch: int = Field(default=16, ge=1, le=64)
@@ -57,6 +60,14 @@ class ModelSection(Section):
     layers: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1, max_length=64)
     """Channels of each layer of a payload, trained so that every prefix of the layers is an embedding; one layer where
     not given."""
+    inputs: Literal["rgb", "s2"] | None = None
+    """Pretraining of mp_mae: the encoder's bands, B2, B3 and B4 of Sentinel-2 or its 12 without B10; s2 where not
+    given."""
+    targets: Literal["s2", "pixel", "image", "all"] | None = None
+    """Pretraining of mp_mae: what is predicted, Sentinel-2 alone, or with MMEarth's pixel modalities, its image
+    modalities, or all; all where not given."""
+    weighting: Literal["uncertainty", "equal"] | None = None
+    """Pretraining of mp_mae: how the tasks' losses are weighted; by learned uncertainty where not given."""
     weights: Literal["float32", "float16"] = "float32"
     """Type in which the codec keeps its weights; the encoder computes in float32."""
 
@@ -73,7 +84,7 @@ class TrainSection(Section):
     trainable: Literal["entropy", "entropy+patch", "paper", "all"] = "paper"
     """What adaptation trains: the entropy model alone, the patch embedding too, the paper's set, or everything."""
     mask_ratio: float = Field(default=0.75, ge=0, lt=1)
-    """Share of masked patches; MMEarth pretrained with 0.6."""
+    """Share of masked patches; of mp_mae 0.6 where not given."""
     batch_size: int = Field(default=256, ge=1)
     """Tiles a step, over all workers."""
     accumulate: int = Field(default=1, ge=1)
@@ -101,6 +112,22 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
 
+    @property
+    def pretrains_mp_mae(self) -> bool:
+        """Whether modalities are predicted, before the adaptation if there is one."""
+        return self.model.family == "mp_mae" and self.train.pretrain_epochs > 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_of_its_family(cls, document: Any) -> Any:
+        """A recipe as TOML or JSON has it, with the mask that MMEarth's masked autoencoder was trained with."""
+        if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+            return document
+        train = document.get("train", {})
+        if document["model"].get("family") != "mp_mae" or not isinstance(train, dict):
+            return document
+        return {**document, "train": {"mask_ratio": _MP_MAE_MASK, **train}}
+
     @model_validator(mode="after")
     def _model_is_of_its_family(self) -> "Recipe":
         model = self.model
@@ -111,13 +138,21 @@ class Recipe(Section):
                 raise ValueError(f"model.patch {model.patch}: mp_mae has 8, 16 or 32")
             if model.depth:
                 raise ValueError("model.depth is for model.family mae_vit; mp_mae's is that of its size")
-            if self.train.pretrain_epochs or not model.init:
+            if not self.train.pretrain_epochs and not model.init:
                 raise ValueError(
-                    "model.family mp_mae is only adapted in this release: "
-                    "give pretrained weights as model.init, and train.pretrain_epochs = 0"
+                    "model.family mp_mae is adapted from pretrained weights; "
+                    "give them as model.init, or train.pretrain_epochs"
                 )
         elif model.stages:
             raise ValueError("model.stages is for model.family mp_mae")
+        for key in ("inputs", "targets", "weighting"):
+            if getattr(model, key) and not self.pretrains_mp_mae:
+                raise ValueError(f"model.{key} is for the pretraining of model.family mp_mae")
+        if self.pretrains_mp_mae and (self.data.bands or self.data.normalise != "tiles"):
+            raise ValueError(
+                "mp_mae is pretrained on the bands of model.inputs by MMEarth's statistics; "
+                "leave data.bands and data.normalise out"
+            )
         return self
 
     @model_validator(mode="after")

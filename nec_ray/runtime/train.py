@@ -1,18 +1,38 @@
-"""Trains a codec on Ray Train: MAE pretraining, then adaptation with the entropy model, then export."""
+"""Trains a codec on Ray Train: pretraining of a masked autoencoder, then adaptation with the entropy model, export.
 
-import io
+A vision transformer's pretraining and adaptation are phases of one run of Ray Train's, on the same pixels. MP-MAE's
+pretraining, on all modalities, is a run before it, whose weights the adaptation begins with.
+"""
+
 import os
+import tempfile
 import threading
 from collections.abc import Callable
-
-import numpy as np
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from nec_ray.codec import InputSpec
 from nec_ray.errors import NotFound, RunError
 from nec_ray.runtime.cluster import connect
+from nec_ray.runtime.pretrain_data import check_modalities, modality_shares, statistics_of
 from nec_ray.runtime.recipe import Recipe
 from nec_ray.runtime.train_data import bands_of, input_of, shares
-from nec_ray.runtime.train_files import CODEC, INPUT, LOSS, METRICS, RAY, WEIGHTS, alone, claim, clear, read_metrics
+from nec_ray.runtime.train_files import (
+    CODEC,
+    INPUT,
+    LOSS,
+    METRICS,
+    RAY,
+    RAY_PRETRAINING,
+    UNCERTAINTIES,
+    WEIGHTS,
+    alone,
+    claim,
+    clear,
+    read_metrics,
+)
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, band_sets, check_bands, read_catalog
 
@@ -31,7 +51,8 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, restart: bool = False,
     Args:
         recipe: what to train on, and how.
         out: folder of the run, a path or URL that every worker reaches: recipe.json, metrics.csv, loss.png,
-            tensorboard/, ray/ (checkpoints, while it runs), weights.safetensors (pretrained), codec/.
+            tensorboard/, ray/ (checkpoints, while it runs), weights.safetensors (pretrained), codec/; of MP-MAE's
+            pretraining also uncertainties.png and reconstructions.png, and weights in MMEarth's published layout.
         restart: throw an earlier run in `out` away.
         progress: called with a line for every epoch.
 
@@ -44,11 +65,14 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, restart: bool = False,
         BadCheckpoint: `model.init` does not fit the recipe's model.
         NotFound: the catalog, or what `model.init` names, is not there.
         CodecMismatch: the catalog lacks a band.
+        BadSource: MP-MAE is to be pretrained on a catalog that is not MMEarth's.
         RunError: training broke off.
     """
     store = Store(out)
     say = progress or _silent
     catalog = read_catalog(recipe.data.catalog)
+    if recipe.pretrains_mp_mae:
+        check_modalities(recipe, catalog)
     check_bands(band_sets(catalog.table), bands_of(recipe, catalog), recipe.data.catalog)
     with alone(store):
         claim(recipe, catalog, store, restart=restart)
@@ -61,17 +85,53 @@ def _train(recipe: Recipe, catalog: Catalog, store: Store, say: Say) -> str:
     if store.exists(last):
         say(f"trained already: {result}")
         return result
-    if recipe.model.init:
-        _check_init(recipe, len(bands_of(recipe, catalog)), say)
-    spec = _input(recipe, catalog, store)
-    with connect():
-        _fit(recipe, catalog, spec, store, say)
+    with ExitStack() as stack:
+        if recipe.pretrains_mp_mae:
+            recipe = _pretrain(recipe, catalog, store, say, stack)
+        if not store.exists(last):
+            _adapt(recipe, catalog, store, say, stack)
     if not store.exists(last):
         raise RunError(f"{store.url}: training ended without its result; run the same command again to go on")
     _plot(store)
     store.delete([INPUT])
-    clear(store, (RAY,))
+    clear(store, (RAY, RAY_PRETRAINING))
     return result
+
+
+def _pretrain(recipe: Recipe, catalog: Catalog, store: Store, say: Say, stack: ExitStack) -> Recipe:
+    """Pretrain MP-MAE, unless that is done; gives the recipe with its weights to begin from."""
+    from nec_ray.runtime.pretrain_loop import initial_pretraining, pretrain_loop
+
+    if not store.exists(WEIGHTS):
+        line = initial_pretraining(recipe)[1]
+        if recipe.model.init:
+            say(line)
+        stack.enter_context(connect())
+        facts = {"statistics": statistics_of(recipe, catalog), "bands": bands_of(recipe, catalog)}
+        read = partial(modality_shares, recipe, catalog)
+        _fit(recipe, store, say, pretrain_loop, RAY_PRETRAINING, read, _count(recipe, catalog), facts)
+    model = recipe.model.model_copy(update={"init": f"{store.url}/{WEIGHTS}"})
+    return recipe.model_copy(update={"model": model})
+
+
+def _adapt(recipe: Recipe, catalog: Catalog, store: Store, say: Say, stack: ExitStack) -> None:
+    """Adapt, after a vision transformer's pretraining where the recipe has it."""
+    from nec_ray.runtime.train_loop import train_loop
+
+    if recipe.model.init:
+        _check_init(recipe, len(bands_of(recipe, catalog)), say)
+    spec = _input(recipe, catalog, store)
+    stack.enter_context(connect())
+    facts = {
+        "input": spec.model_dump_json(),
+        "data": recipe.data.title or catalog.metadata.title or recipe.data.catalog,
+        "licence": catalog.metadata.licence or "not stated",
+    }
+    _fit(recipe, store, say, train_loop, RAY, partial(shares, recipe, catalog, spec), _count(recipe, catalog), facts)
+
+
+def _count(recipe: Recipe, catalog: Catalog) -> int:
+    return min(catalog.table.num_rows, recipe.data.max_tiles)
 
 
 def _silent(_: str) -> None:
@@ -95,33 +155,50 @@ def _check_init(recipe: Recipe, bands: int, say: Say) -> None:
     say(initial_model(recipe, bands)[2])
 
 
-def _fit(recipe: Recipe, catalog: Catalog, spec: InputSpec, store: Store, say: Say) -> None:
+def _fit(
+    recipe: Recipe,
+    store: Store,
+    say: Say,
+    loop: Callable[[dict[str, Any]], None],
+    name: str,
+    read: Callable[[], list[Any]],
+    count: int,
+    facts: dict[str, Any],
+) -> None:
+    """Run a loop on the workers.
+
+    Args:
+        recipe: what to train, and how.
+        store: the run's folder.
+        say: told what goes on.
+        loop: what a worker runs.
+        name: of the folder with Ray Train's checkpoints.
+        read: gives a data set a worker.
+        count: tiles that it reads.
+        facts: what the loop is told besides.
+    """
     import ray
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from nec_ray.runtime.train_loop import train_loop
 
     found = ray.cluster_resources()
     cores, workers = found.get("CPU", 1), recipe.train.workers
     gpu = found.get("GPU", 0) >= workers
     if workers > cores:
         raise RunError(f"{workers} training workers need as many cores, Ray has {cores:g}; lower train.workers")
-    say(f"reading {min(catalog.table.num_rows, recipe.data.max_tiles):,} tiles")
-    parts = shares(recipe, catalog, spec)
+    say(f"reading {count:,} tiles")
+    parts = read()
     where = f"{workers} worker{'s' * (workers > 1)} on {'GPUs' if gpu else 'CPU cores'}"
     say(f"training on {sum(part.count() for part in parts):,} tiles with {where}")
     files, root = store.arrow()
     trainer = TorchTrainer(
-        train_loop,
+        loop,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
-            "input": spec.model_dump_json(),
             "out": store.url,
             "threads": max(1, int(cores) // workers),
             "gpu": gpu,
-            "data": recipe.data.title or catalog.metadata.title or recipe.data.catalog,
-            "licence": catalog.metadata.licence or "not stated",
+            **facts,
         },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -131,7 +208,7 @@ def _fit(recipe: Recipe, catalog: Catalog, spec: InputSpec, store: Store, say: S
         # Each worker reads the whole of the share that is its own.
         dataset_config=DataConfig(datasets_to_split=[]),
         run_config=RunConfig(
-            name=RAY,
+            name=name,
             **({"storage_path": store.url} if store.is_local else {"storage_path": root, "storage_filesystem": files}),
             failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -193,46 +270,27 @@ class _Follow:
         rows = read_metrics(self._url)
         for number, row in enumerate(rows[self._said :], self._said + 1):
             if number % self._every == 0 or number == self._epochs:
-                rate = f", {float(row['bits']):.3f} bits per element" if row["phase"] == "adapt" else ""
+                added = f", {float(row['bits']):.3f} bits per element" if row["phase"] == "adapt" else ""
+                if row.get("loss"):
+                    added = f" of Sentinel-2, {float(row['loss']):.4f} of all tasks, weighted"
                 self._say(
-                    f"epoch {number} of {self._epochs} ({row['phase']}): MSE {float(row['mse']):.4f}{rate}, "
+                    f"epoch {number} of {self._epochs} ({row['phase']}): MSE {float(row['mse']):.4f}{added}, "
                     f"{float(row['samples_s']):,.0f} tiles/s"
                 )
         self._said = len(rows)
 
 
 def _plot(store: Store) -> None:
-    """Draw loss.png: distortion and rate by epoch."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    """Draw loss.png, and uncertainties.png where tasks have some."""
+    from nec_ray.evaluate.training_pictures import distortion_and_rate, task_losses, task_uncertainties
 
     rows = read_metrics(f"{store.url}/{METRICS}")
-    epochs = np.arange(1, len(rows) + 1)
-    adapted = np.array([row["phase"] == "adapt" for row in rows])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.plot(epochs, [float(row["mse"]) for row in rows], color="#0072B2")
-    left.set(xlabel="epoch", ylabel="MSE on masked patches", title="Distortion")
-    if adapted.any() and not adapted.all():
-        start = float(epochs[adapted][0]) - 0.5
-        left.axvline(start, color="0.6", linestyle="--")
-        left.annotate(
-            "entropy model added",
-            (start, 1),
-            (-4, -4),
-            ("data", "axes fraction"),
-            "offset points",
-            ha="right",
-            va="top",
-            color="0.35",
-        )
-    right.plot(epochs[adapted], [float(row["bits"]) for row in np.array(rows)[adapted]], color="#D55E00")
-    right.set(xlabel="epoch", ylabel="bits per element", title="Rate (noise proxy)", ylim=(0, None))
-    file = io.BytesIO()
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-    store.replace(LOSS, file.getvalue())
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / LOSS
+        (task_losses if "loss" in rows[0] else distortion_and_rate)(rows, path)
+        store.replace(LOSS, path.read_bytes())
+        if any(value for row in rows for name, value in row.items() if name.startswith("log_var_")):
+            store.replace(UNCERTAINTIES, task_uncertainties(rows, Path(temporary) / UNCERTAINTIES).read_bytes())
 
 
 def _last_line(error: BaseException) -> str:

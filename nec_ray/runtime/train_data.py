@@ -27,13 +27,17 @@ _UINT8 = 255.0
 
 
 def bands_of(recipe: Recipe, catalog: Catalog) -> list[str]:
-    """The bands that are trained on: the recipe's, or all of the catalog's first tile.
+    """The bands that are trained on: the recipe's, those of MP-MAE's inputs, or all of the catalog's first tile.
 
     Raises:
         BadSource: the catalog is empty.
     """
     if recipe.data.bands:
         return list(recipe.data.bands)
+    if recipe.pretrains_mp_mae:
+        from nec_ray.models.pretext import BANDS
+
+        return list(BANDS[recipe.model.inputs or "s2"])
     if not catalog.table.num_rows:
         raise BadSource(f"{recipe.data.catalog}: no tiles in it; build a catalog with nec tiles build")
     first: list[str] = catalog.table["bands"][0].as_py()
@@ -52,7 +56,7 @@ def input_of(recipe: Recipe, catalog: Catalog) -> InputSpec:
             raise BadSource(f"{recipe.data.catalog}: {len(bands)} bands; data.normalise imagenet is for three")
         scaled = {name: [value * _UINT8 for value in values] for name, values in _IMAGENET.items()}
         return InputSpec(bands=bands, size=size, **scaled)
-    rows = _sample(catalog.table, _STATISTICS_TILES)
+    rows = sample_of(catalog.table, _STATISTICS_TILES)
     # From tiles without missing pixels, so that what these are filled with does not enter.
     probe = read_tiles(rows, bands=bands, size=size, fill=[0.0] * len(bands))
     whole = probe.pixels[probe.nodata_share[probe.valid] == 0]
@@ -75,7 +79,7 @@ def shares(recipe: Recipe, catalog: Catalog, spec: InputSpec) -> list[Any]:
     """
     import ray
 
-    rows = _sample(catalog.table, recipe.data.max_tiles)
+    rows = sample_of(catalog.table, recipe.data.max_tiles)
     rows = rows.take(pa.array(np.random.default_rng(recipe.train.seed).permutation(rows.num_rows)))
     with ray_data(ordered=True):
         starts = [{"start": start} for start in range(0, rows.num_rows, _READ_TILES)]
@@ -124,7 +128,8 @@ def normalised(rows: pa.Table, spec: InputSpec) -> npt.NDArray[np.float16]:
     return np.clip((good - mean) / std, -_LARGEST_INPUT, _LARGEST_INPUT).astype(np.float16)
 
 
-def _sample(rows: pa.Table, most: int) -> pa.Table:
+def sample_of(rows: pa.Table, most: int) -> pa.Table:
+    """At most so many rows, evenly of all."""
     if rows.num_rows <= most:
         return rows
     return rows.take(pa.array(np.linspace(0, rows.num_rows - 1, most).astype(np.int64)))

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,18 @@ CODEC = "codec"
 WEIGHTS = "weights.safetensors"
 LOSS = "loss.png"
 TENSORBOARD = "tensorboard"
+UNCERTAINTIES = "uncertainties.png"
+RECONSTRUCTIONS = "reconstructions.png"
 RAY = "ray"
+RAY_PRETRAINING = "ray-pretraining"
 _LOCK = ".nec-train.lock"
 FIELDS = ("epoch", "phase", "mse", "bits", "lr", "samples_s")
+
+
+def pretext_fields(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Columns of a metrics.csv that begins with MP-MAE's pretraining, whose adaptation leaves the added ones empty."""
+    added = ("loss", *(f"{what}_{name}" for what in ("loss", "log_var") for name in tasks))
+    return *FIELDS[:-1], *added, FIELDS[-1]  # the last one says that a row is whole
 
 
 @contextmanager
@@ -63,7 +72,8 @@ def claim(recipe: Recipe, catalog: Catalog, store: Store, *, restart: bool) -> N
     wanted = recipe.model_dump(mode="json")
     wanted["data"] |= {"catalog": normalise_url(recipe.data.catalog), "tiles": _digest(catalog)}
     if restart:
-        clear(store, (RAY, TENSORBOARD, CODEC), (METRICS, INPUT, LOSS, WEIGHTS))
+        pictures = (LOSS, UNCERTAINTIES, RECONSTRUCTIONS)
+        clear(store, (RAY, RAY_PRETRAINING, TENSORBOARD, CODEC), (METRICS, INPUT, WEIGHTS, *pictures))
     elif store.exists(RECIPE):
         found = json.loads(store.read(RECIPE))
         if found != wanted:
@@ -95,7 +105,11 @@ def _digest(catalog: Catalog) -> str:
 
 
 def read_metrics(url: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """Rows of a metrics.csv: epoch, phase, mse, bits (per element, noise proxy), lr, samples_s; none if not there."""
+    """Rows of a metrics.csv: epoch, phase, mse, bits (per element, noise proxy), lr, samples_s; none if not there.
+
+    Those of MP-MAE's pretraining have the weighted loss and each task's loss and log variance too (`pretext_fields`);
+    their mse is the optical task's loss.
+    """
     try:
         text = read_url(url).decode()
     except NotFound:
@@ -106,12 +120,19 @@ def read_metrics(url: str | os.PathLike[str]) -> list[dict[str, str]]:
 class Metrics:
     """Writes metrics.csv and TensorBoard's events, an epoch at a time; of one worker."""
 
-    def __init__(self, url: str, epochs: int) -> None:
-        """Go on after `epochs`, those that the checkpoint holds; later ones of an interrupted run are dropped."""
+    def __init__(self, url: str, epochs: int, fields: Sequence[str] = ()) -> None:
+        """Go on after `epochs`, those that the checkpoint holds; later ones of an interrupted run are dropped.
+
+        Args:
+            url: the run's folder.
+            epochs: see above.
+            fields: columns, `FIELDS` among them; those that the file has, or `FIELDS`, where none are given.
+        """
         from tensorboardX import SummaryWriter
 
         self._store = Store(url)
         self._rows = [row for row in read_metrics(f"{self._store.url}/{METRICS}") if int(row["epoch"]) <= epochs]
+        self._fields = tuple(fields or (self._rows[0] if self._rows else FIELDS))
         self._local = None if self._store.is_local else tempfile.TemporaryDirectory(prefix="nec-tensorboard-")
         folder = self._local.name if self._local else self._store.path(TENSORBOARD)
         self._folder = Path(folder)
@@ -120,10 +141,12 @@ class Metrics:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""
-        self._rows.append({name: str(row[name]) for name in FIELDS})
+        added = [name for name in self._fields if name not in FIELDS]
+        self._rows.append({name: str(row[name]) for name in FIELDS} | {name: str(row.get(name, "")) for name in added})
         self._write()
-        for name in ("mse", "bits", "lr", "samples_s"):
-            self._writer.add_scalar(name, row[name], row["epoch"])
+        for name in ("mse", "bits", "lr", "samples_s", *added):
+            if row.get(name, "") != "":
+                self._writer.add_scalar(name, row[name], row["epoch"])
         self._writer.flush()
         self._upload()
 
@@ -140,7 +163,7 @@ class Metrics:
 
     def _write(self) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, FIELDS)
+        writer = csv.DictWriter(text, self._fields)
         writer.writeheader()
         writer.writerows(self._rows)
         self._store.replace(METRICS, text.getvalue().encode())

@@ -43,7 +43,7 @@ def train_loop(config: dict[str, Any]) -> None:
     pixels = local_copy(share.iter_batches(batch_size=None, prefetch_batches=1))
     spec = InputSpec.model_validate_json(config["input"])
     model, decoder_is_new, _ = initial_model(recipe, len(spec.bands))
-    first, optimiser_state = 0, None
+    first, optimiser_state = how.pretrain_epochs if recipe.pretrains_mp_mae else 0, None  # elsewhere: pretrain_loop
     checkpoint = train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
@@ -69,14 +69,15 @@ def train_loop(config: dict[str, Any]) -> None:
                 _keep_weights(model, config["out"])
         if ended or (epoch + 1) % how.checkpoint_every == 0:
             state = {"model": model.state_dict(), "optimiser": worker.optimiser.state_dict(), "epoch": epoch + 1}
-            _report(row, state if rank == 0 else None)
+            report(row, state if rank == 0 else None)
     if metrics:
         metrics.close()
         if how.adapt_epochs:
             _export(model.cpu(), pixels, spec, recipe, config)
 
 
-def _report(row: dict[str, Any], state: dict[str, Any] | None) -> None:
+def report(row: dict[str, Any], state: dict[str, Any] | None) -> None:
+    """Tell Ray Train of an epoch, with a checkpoint where a state is given."""
     import torch
     from ray import train
 

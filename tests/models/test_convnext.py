@@ -210,3 +210,20 @@ def test_every_size_and_patch_of_the_paper_gives_a_place_a_patch(size: int, patc
 def test_sizes_that_cannot_be_are_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ConvNextConfig(**({"size": 56, "patch": 8, "bands": 3, "dim": 8, **DEPTHS} | change))
+
+
+@pytest.mark.parametrize("reach", ["sample", "batch"])
+@pytest.mark.parametrize("patch", [8, 16, 32])
+def test_leaving_masked_places_out_changes_neither_features_nor_gradients(patch: int, reach: Reach) -> None:
+    found = []
+    for skip in (False, True):
+        encoder = small(patch, 3, reach)
+        encoder.skip = skip
+        pixels = torch.randn(
+            2, 2, 3 * patch, 3 * patch, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
+        features = encoder(pixels, torch.tensor([[4, 1, 8], [6, 0, 2]]))
+        sum((f * torch.linspace(0.1, 1, f.numel(), dtype=f.dtype).reshape(f.shape)).sum() for f in features).backward()
+        found.append([*features, pixels.grad, *(weight.grad for weight in encoder.parameters())])
+    for whole, visible_only in zip(*found, strict=True):
+        torch.testing.assert_close(visible_only, whole)

@@ -77,7 +77,7 @@ def test_the_schema_file_is_in_step_with_the_code() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["demo_recipe.toml", "aid_recipe.toml", "rgb_recipe.toml"])
+@pytest.mark.parametrize("name", ["demo_recipe.toml", "aid_recipe.toml", "rgb_recipe.toml", "mp_mae_recipe.toml"])
 def test_packaged_recipes_are_valid(name: str) -> None:
     found = read_recipe(PACKAGED / name, ["data.catalog=/tmp/catalog.parquet"])
     assert Recipe.model_validate(found.model_dump(mode="json")) == found
@@ -89,7 +89,9 @@ def test_packaged_recipes_are_valid(name: str) -> None:
         (["model.size=small"], "model.size small is none of mp_mae: atto, femto, pico, nano, tiny"),
         (["model.patch=4", "data.size=32"], "model.patch 4: mp_mae has 8, 16 or 32"),
         (["model.depth=3"], "model.depth is for model.family mae_vit"),
-        (["train.pretrain_epochs=5"], "mp_mae is only adapted in this release"),
+        (["train.pretrain_epochs=5", 'data.bands=["B2"]'], "leave data.bands and data.normalise out"),
+        (["model.targets=all"], "model.targets is for the pretraining of model.family mp_mae"),
+        (["train.pretrain_epochs=5", "model.inputs=s3"], "model.inputs"),
         (["model.stages=[3, 4]"], "model.stages"),
         (["model.stages=[5]"], "model.stages"),
         (["model.family=mae_vit"], "model.size atto is none of mae_vit"),
@@ -106,8 +108,20 @@ def test_what_mp_mae_cannot_be_is_refused(tmp_path: Path, overrides: list[str], 
     assert "\n" not in str(caught.value)
 
 
-def test_mp_mae_is_not_pretrained_from_random_weights(tmp_path: Path) -> None:
+def test_mp_mae_is_not_adapted_from_random_weights(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(MINIMAL + '[model]\nfamily = "mp_mae"\n[train]\npretrain_epochs = 0\ntrainable = "all"\n')
-    with pytest.raises(BadRecipe, match=r"give pretrained weights as model.init, and train.pretrain_epochs = 0"):
+    path.write_text(
+        MINIMAL + '[model]\nfamily = "mp_mae"\nsize = "atto"\n[train]\npretrain_epochs = 0\ntrainable = "all"\n'
+    )
+    with pytest.raises(BadRecipe, match=r"give them as model.init, or train.pretrain_epochs"):
         read_recipe(path)
+    assert read_recipe(path, ["train.pretrain_epochs=5"]).pretrains_mp_mae
+
+
+def test_mp_maes_mask_is_mmearths_where_none_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL + '[model]\nfamily = "mp_mae"\nsize = "atto"\n')
+    assert read_recipe(path).train.mask_ratio == 0.6
+    assert read_recipe(path, ["train.mask_ratio=0.5"]).train.mask_ratio == 0.5
+    path.write_text(MINIMAL)
+    assert read_recipe(path).train.mask_ratio == 0.75
