@@ -1,5 +1,6 @@
 """`open_archive`: an archive pinned to one version, to query and to pull from."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from nec_ray.archive.kind import common_layers
 from nec_ray.archive.layout import ArchiveInfo, archive_codec, archive_spec, pack_codec, read_info
 from nec_ray.archive.payloads import References, decode, fetch, references, whole_references
 from nec_ray.archive.sql import Query, find
-from nec_ray.codec import Codec, CodecSpec, LayerSpec, Payloads
+from nec_ray.codec import Arrays, Codec, CodecSpec, LayerSpec, Payloads, joined, parts_of, scales_of
 from nec_ray.errors import BadQuery, InputError, NecError
 from nec_ray.storage import Store
 
@@ -32,16 +33,19 @@ class Pull:
     """Decoded embeddings of one encoder, ordered by tile id."""
 
     tile_ids: list[str]
-    symbols: npt.NDArray[np.int32]
-    """(tiles, tokens, channels), exactly what the encoder produced."""
-    embeddings: npt.NDArray[np.float32]
-    """(tiles, tokens, channels): symbols plus the channels' medians."""
+    symbols: Arrays
+    """int32 (tiles, tokens, channels), exactly what the encoder produced; where the pulled layers are of several grid
+    scales, a tuple of one such array a scale, coarse first."""
+    embeddings: Arrays
+    """float32, of the shape of the symbols: symbols plus the channels' medians."""
     grid: tuple[int, int]
-    """Token rows and columns: token `r * cols + c` is row r, column c."""
+    """Token rows and columns: token `r * cols + c` is row r, column c. The finest one where there are several."""
     encoder_id: str
     layers: int
     n_bytes: npt.NDArray[np.int64]
     """(tiles,) payload bytes fetched for each tile."""
+    grids: tuple[tuple[int, int], ...]
+    """The token grid of each scale."""
 
     def __len__(self) -> int:
         return len(self.tile_ids)
@@ -78,8 +82,8 @@ class Archive:
     def sql(self, query: str, params: Sequence[Any] | None = None) -> Query:
         """One SELECT over the view `embeddings` (schema: schemas/index.json).
 
-        `nec_decode(payload)` gives the embedding, a list of tokens of lists of channels, FLOAT[][];
-        `nec_pool(payload)` the pooled vector, TINYINT[].
+        `nec_decode(payload)` gives the embedding, a list of tokens of lists of channels, FLOAT[][], of several
+        grid scales the tokens of one after those of the other; `nec_pool(payload)` the pooled vector, TINYINT[].
 
         Raises:
             BadQuery: the SQL does not parse, or does more than read.
@@ -123,18 +127,23 @@ class Archive:
             CorruptPayload: a payload fails its checksum; the message names the tile.
         """
         wanted, first, chosen = self._wanted(where, layers, tile_ids, ordered=True)
-        shape = (len(wanted), first.tokens, sum(layer.channels for layer in chosen))
-        symbols, embeddings = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        scales = scales_of(first.grid, chosen)
+        shapes = [(len(wanted), *scale.shape) for scale in scales]
+        symbols = [np.empty(shape, np.int32) for shape in shapes]
+        embeddings = [np.empty(shape, np.float32) for shape in shapes]
         for batch in fetch(self._store, wanted):
             codec = archive_codec(self._store, batch.codec_id)
             decoded = decode(codec, [wanted.tile_ids[i] for i in batch.number], batch.payloads, layers)
-            symbols[batch.number] = decoded
-            embeddings[batch.number] = codec.dequantise(decoded)
+            for whole, part in zip(symbols, parts_of(decoded), strict=True):
+                whole[batch.number] = part
+            for latent, part in zip(embeddings, parts_of(codec.dequantise(decoded)), strict=True):
+                latent[batch.number] = part
         return Pull(
             tile_ids=wanted.tile_ids,
-            symbols=symbols,
-            embeddings=embeddings,
-            grid=first.grid,
+            symbols=joined(symbols),
+            embeddings=joined(embeddings),
+            grid=max((scale.grid for scale in scales), key=math.prod),
+            grids=tuple(scale.grid for scale in scales),
             encoder_id=first.encoder_id,
             layers=len(chosen),
             n_bytes=wanted.length,

@@ -1,5 +1,6 @@
 """What `nec head` does on an archive, and the same head on embeddings that were never compressed."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import nn
 
-from nec_ray.codec import Codec
+from nec_ray.codec import Codec, parts_of
 from nec_ray.errors import InputError
 from nec_ray.evaluate.fitting import Floats, Progress
 from nec_ray.evaluate.head import evaluate_embeddings, train_head
 from nec_ray.evaluate.labels import LABEL_ROWS, Labels, read_labels
 from nec_ray.evaluate.masks import MASK_ROWS, read_masks
 from nec_ray.evaluate.segment import train_segmentation_head
-from nec_ray.models.dataset import EmbeddingSource, valid_rows
+from nec_ray.models.dataset import EmbeddingSource, enlarged_to, valid_rows
 from nec_ray.models.embed import Embedder, first_decoder_layer, latent_medians
 from nec_ray.models.head_files import DecoderLayer
 from nec_ray.tiles import Catalog, read_tiles
@@ -168,6 +169,8 @@ def read_tile_labels(archive: EmbeddingSource, labels: str | os.PathLike[str] | 
 def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floats:
     """The encoder's latents before they are rounded, float32 (tiles, tokens, channels) in the labels' order.
 
+    Several grid scales are on the finest grid, as heads read them.
+
     Raises:
         InputError: the catalog lacks a labelled tile, or its pixels cannot be read.
     """
@@ -179,7 +182,9 @@ def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floa
             f"{catalog.url or 'the catalog'}: labelled tile {lost} is not in it; give the one it was encoded from"
         )
     spec, embedder = codec.spec.input, Embedder(codec)
-    out = np.empty((len(place), codec.spec.tokens, codec.spec.channels), np.float32)
+    scales = codec.scales()
+    grid = max((scale.grid for scale in scales), key=math.prod)
+    out = np.empty((len(place), math.prod(grid), codec.spec.channels), np.float32)
     for start in range(0, rows.num_rows, _TILES_A_READ):
         part = rows.slice(start, _TILES_A_READ)
         names = part["tile_id"].to_pylist()
@@ -187,5 +192,6 @@ def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floa
         for name, status, reason in zip(names, batch.status, batch.reason, strict=True):
             if status != "valid":
                 raise InputError(f"labelled tile {name} cannot be read: {reason}; restore its source")
-        out[[place[name] for name in names]] = embedder.latents(batch.pixels)
+        latents = parts_of(embedder.latents(batch.pixels))
+        out[[place[name] for name in names]] = enlarged_to(grid, latents, [scale.grid for scale in scales])
     return out

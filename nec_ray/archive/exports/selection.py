@@ -124,7 +124,7 @@ def select(archive: Archive, where: str | None, layers: int | None) -> Selection
 
     Raises:
         BadQuery: the condition does not parse.
-        InputError: no valid tile fits, or the codec has fewer layers.
+        InputError: no valid tile fits, the codec has fewer layers, or the layers are of other grids than the codec's.
         MixedCodecs: the tiles have embeddings of several encoders, or of several shapes.
     """
     rows = archive.rows(["tile_id", "status", "bbox", "acquired_at"], where)
@@ -136,6 +136,13 @@ def select(archive: Archive, where: str | None, layers: int | None) -> Selection
         raise InputError(f"{archive.url}: no valid tile fits{f' {where}' if where else ''}; nothing to export")
     codecs = archive.codecs(where)
     chosen = common_layers(archive.url, {codec.id: codec.spec for codec in codecs}, layers)
+    grids = [scale.grid for scale in codecs[0].scales(len(chosen))]
+    if grids != [codecs[0].spec.grid]:
+        # One array and one grid a store, and the index's transforms are those of the finest grid.
+        raise InputError(
+            f"{archive.url}: layers of the token grids {', '.join(f'{r} x {c}' for r, c in grids)}; exports hold one "
+            "grid, the codec's own: use `nec pull`, which writes an array a grid"
+        )
     rows = rows.take(pa.array(spatial_order(rows)))
     return Selection(archive, where, rows, skipped, codecs, len(chosen))
 
