@@ -50,9 +50,9 @@ def scales_of(grid: tuple[int, int], layers: Sequence[LayerSpec]) -> list[Scale]
     return [Scale(scaled_grid(grid, scale), np.concatenate(some)) for scale, some in rows.items()]
 
 
-def parts_of(arrays: Arrays) -> tuple[npt.NDArray[Any], ...]:
-    """The arrays of all scales, whether there are one or several."""
-    return (arrays,) if isinstance(arrays, np.ndarray) else tuple(arrays)
+def parts_of(arrays: Arrays) -> tuple[Any, ...]:
+    """The arrays, or tensors, of all scales, whether there are one or several."""
+    return tuple(arrays) if isinstance(arrays, tuple | list) else (arrays,)
 
 
 def joined(parts: Iterable[Any]) -> Arrays:

@@ -81,7 +81,7 @@ def compare(experiment: Experiment, out: Path, progress: Progress | None = None)
             else:
                 if latents is None or latents[0] is not method:
                     latents = method, uncompressed_latents(own, read_catalog(method.catalog), codec)
-                scores = score_latents(latents[1], own, epochs=experiment.epochs, seed=seed)
+                scores = score_latents(latents[1], own, codec, epochs=experiment.epochs, seed=seed)
             kept = {name: scores[name] for name in _KEPT}
             found = {**facts, **kept, "codec_id": codec.id, "seconds": time.monotonic() - started, "key": key}
         rows.append({**found, "method": method.name})

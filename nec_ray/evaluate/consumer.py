@@ -112,14 +112,20 @@ def compare_with_uncompressed(
     """
     known = read_tile_labels(archive, labels, where)
     return score_latents(
-        uncompressed_latents(known, catalog, codec), known, epochs=epochs, seed=seed, progress=progress
+        uncompressed_latents(known, catalog, codec), known, codec, epochs=epochs, seed=seed, progress=progress
     )
 
 
 def score_latents(
-    x: Floats, known: Labels, *, epochs: int | None = None, seed: int = 0, progress: Progress | None = None
+    x: Floats,
+    known: Labels,
+    codec: Codec,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train and score the head on latents float32 (tiles, tokens, channels) of labelled tiles, in their order.
+    """Train and score the head on a codec's latents float32 (tiles, tokens, channels) of labelled tiles, in order.
 
     Returns:
         See `compare_with_uncompressed`.
@@ -140,7 +146,7 @@ def score_latents(
         "balanced_accuracy": scores.balanced_accuracy,
         "majority": scores.majority,
         "tiles": len(known),
-        "bytes_per_tile": x[0].nbytes,
+        "bytes_per_tile": 4 * codec.spec.symbols,  # coarse tokens stand in `x` more than once
     }
 
 
