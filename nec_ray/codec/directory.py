@@ -56,7 +56,7 @@ class Codec:
         self._pool = pool
 
     def __repr__(self) -> str:
-        rows, cols = self.spec.grid
+        rows, cols = self.spec.token_grid
         return f"<Codec {self.id[:12]}: {self.spec.family}, {rows}x{cols} tokens x {self.spec.channels} channels>"
 
     @property

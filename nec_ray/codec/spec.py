@@ -93,6 +93,11 @@ class CodecSpec(_Closed):
         return self.grid[0] * self.grid[1]
 
     @property
+    def token_grid(self) -> tuple[int, int]:
+        """Token rows and columns of the finest layers: the grid, unless the layers of scale 1 were cut off."""
+        return scaled_grid(self.grid, min(layer.scale for layer in self.layers))
+
+    @property
     def symbols(self) -> int:
         """Symbols of a tile, of all layers."""
         return sum(layer.tokens * layer.channels for layer in self.layers)

@@ -189,7 +189,7 @@ def uncompressed_latents(labels: Labels, catalog: Catalog, codec: Codec) -> Floa
         )
     spec, embedder = codec.spec.input, Embedder(codec)
     scales = codec.scales()
-    grid = max((scale.grid for scale in scales), key=math.prod)
+    grid = codec.spec.token_grid
     out = np.empty((len(place), math.prod(grid), codec.spec.channels), np.float32)
     for start in range(0, rows.num_rows, _TILES_A_READ):
         part = rows.slice(start, _TILES_A_READ)

@@ -100,7 +100,7 @@ def serially(shards: Iterable[Shard], codec: Codec, archive: Store) -> Iterator[
 
 def _index_rows(shard: Shard, batch: TileBatch, codec: Codec, pooled: Sequence[Sequence[int] | None]) -> pa.Table:
     n = shard.rows.num_rows
-    rows, cols = codec.spec.grid
+    rows, cols = codec.spec.token_grid
     is_valid = np.zeros(n, bool)
     is_valid[batch.valid] = True
     now = datetime.now(UTC)

@@ -311,7 +311,17 @@ def _new_rows(rows: pa.Table, source: Codec, target: Codec, pooled: Sequence[Any
         "encoded_from": [source.id] * rows.num_rows,
         "pooled": pooled,
     }
+    if source.spec.token_grid != target.spec.token_grid:
+        columns |= _coarser(rows, source.spec.token_grid, target.spec.token_grid)
     for name, values in columns.items():
         at = rows.schema.get_field_index(name)
         rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
     return rows
+
+
+def _coarser(rows: pa.Table, old: tuple[int, int], new: tuple[int, int]) -> dict[str, list[Any]]:
+    """The columns `grid` and `transform` of tiles whose finest token grid was `old` and is `new`."""
+    x, y = old[1] / new[1], old[0] / new[0]
+    transforms = [t and [t[0] * x, t[1] * y, t[2], t[3] * x, t[4] * y, t[5]] for t in rows["transform"].to_pylist()]
+    grids = [grid and {"rows": new[0], "cols": new[1]} for grid in rows["grid"].to_pylist()]
+    return {"grid": grids, "transform": transforms}

@@ -11,10 +11,15 @@ from safetensors.numpy import load_file
 from nec_ray.archive import open_archive
 from nec_ray.archive.archive import Pull
 from nec_ray.archive.exports import export
+from nec_ray.archive.index import Index
+from nec_ray.archive.layout import ArchiveInfo, create_archive, install_codec
+from nec_ray.archive.pack import write_pack
 from nec_ray.archive.pull_files import write_pull
 from nec_ray.cli import app
+from nec_ray.codec import load_codec, truncate_codec
 from nec_ray.errors import CorruptPayload, InputError
-from tests.archive.make import MadeOfScales, damage, scaled_archive
+from nec_ray.storage import Store
+from tests.archive.make import MadeOfScales, damage, index_rows, scaled_archive
 
 
 @pytest.fixture
@@ -94,6 +99,26 @@ def test_the_command_tells_each_scale(made: MadeOfScales, tmp_path: Path) -> Non
 
     result = CliRunner().invoke(app, ["pull", made.url, "--out", str(tmp_path / "pull.npz"), "--json"])
     assert '"tokens": [4, 16], "channels": [14, 10]' in result.output
+
+
+def test_an_archive_cut_to_its_coarse_scale_is_exported(made: MadeOfScales, tmp_path: Path) -> None:
+    truncate_codec(made.codec, 2, tmp_path / "cut")
+    cut, store = load_codec(tmp_path / "cut"), Store(tmp_path / "short")
+    create_archive(store, ArchiveInfo(licence="CC0", attribution="nobody"))
+    install_codec(store, cut)
+    index, ids = Index(store), sorted(made.symbols)
+    index.create()
+    payloads = cut.compress(np.stack([made.symbols[tile_id][0] for tile_id in ids]))
+    lengths = cut.layer_lengths(payloads).tolist()
+    index.append(index.version(), write_pack(store, cut.id, index_rows(ids, cut.id), list(payloads), lengths))
+    facts = export(open_archive(store.url), tmp_path / "out", format="zarr")
+    assert (facts["tokens"], facts["channels"]) == (4, 14)
+    group = zarr.open_group(tmp_path / "out", mode="r")
+    assert group.attrs["grid"] == [2, 2]
+    pull = open_archive(made.url).pull(layers=2)
+    place = {tile_id: i for i, tile_id in enumerate(np.asarray(group["tile_id"]).tolist())}
+    found = np.asarray(group["embeddings"])[[place[tile_id] for tile_id in pull.tile_ids]]
+    assert np.array_equal(found, pull.embeddings)
 
 
 @pytest.mark.parametrize("layers", [None, 1])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from nec_ray.codec import Codec, LayerSpec, load_codec, truncate_codec, write_codec
@@ -87,6 +88,28 @@ def test_the_coarse_layers_are_the_first_bytes_and_the_finer_scale_is_lost(tmp_p
     assert all(w.startswith(p) for w, p in zip(made.codec.compress(symbols), payloads, strict=True))
     error = float((symbols[0][:, :, channels:].astype(float) ** 2).sum() + (symbols[1].astype(float) ** 2).sum())
     assert done.loss.distortion == pytest.approx(share_lost(embeddings(made, done), error), rel=1e-6)
+
+
+def test_rows_tell_the_grid_of_the_finest_layers_that_are_left(tmp_path: Path) -> None:
+    """The corner of the grid stays where it was: rows and columns of tokens are twice as wide."""
+    made = scaled_archive(tmp_path)
+    rows = made.index.read(made.index.version().files, arrow_schema("index.json").names)
+    columns = {
+        "grid": [{"rows": 4, "cols": 4}] * 11 + [None],
+        "transform": [[5.0, 1.0, 700.0, 2.0, -5.0, 800.0]] * 10 + [None, [5.0, 1.0, 700.0, 2.0, -5.0, 800.0]],
+    }
+    for name, values in columns.items():
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+    truncate_codec(made.codec, 2, tmp_path / "cut")
+    done = transcode(rows, made.store, made.codec, load_codec(tmp_path / "cut"))
+    assert done.rows["grid"].to_pylist() == [{"rows": 2, "cols": 2}] * 11 + [None]
+    for transform in (t for t in done.rows["transform"].to_pylist() if t):
+        for row, col in ((0, 0), (2, 2), (1, 2)):
+            a, b, c, d, e, f = transform
+            fine = 5.0 * 2 * col + 1.0 * 2 * row + 700.0, 2.0 * 2 * col - 5.0 * 2 * row + 800.0
+            assert (a * col + b * row + c, d * col + e * row + f) == fine
+    assert done.rows["transform"].null_count == 1
 
 
 def test_a_codec_of_other_scales_is_refused(tmp_path: Path) -> None:
