@@ -321,16 +321,18 @@ def pull(
     """Fetch and decode embeddings."""
     from nec_ray.archive import open_archive
     from nec_ray.archive.pull_files import check_out, write_pull
+    from nec_ray.codec import parts_of
 
     check_out(out)
     pulled = open_archive(archive, version).pull(where, layers, within=within, time=time)
     write_pull(pulled, out)
-    _, tokens, channels = pulled.embeddings.shape
+    shapes = [part.shape[1:] for part in parts_of(pulled.embeddings)]  # of each grid scale
+    several = len(shapes) > 1
     facts = {
         "out": str(out),
         "tiles": len(pulled),
-        "tokens": tokens,
-        "channels": channels,
+        "tokens": [tokens for tokens, _ in shapes] if several else shapes[0][0],
+        "channels": [channels for _, channels in shapes] if several else shapes[0][1],
         "payload_bytes": int(pulled.n_bytes.sum()),
         "encoder_id": pulled.encoder_id,
     }

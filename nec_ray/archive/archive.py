@@ -68,9 +68,9 @@ class Archive:
     def sql(self, query: str, params: Sequence[Any] | None = None) -> Query:
         """One SELECT over the view `embeddings` (schema: schemas/index.json).
 
-        `nec_decode(payload)` gives the embedding, a list of tokens of lists of channels, FLOAT[][];
-        `nec_pool(payload)` the pooled vector, TINYINT[]; `nec_intersects(geometry, region)` says whether a footprint
-        meets a region, GeoJSON text.
+        `nec_decode(payload)` gives the embedding, a list of tokens of lists of channels, FLOAT[][], of several
+        grid scales the tokens of one after those of the other; `nec_pool(payload)` the pooled vector, TINYINT[];
+        `nec_intersects(geometry, region)` says whether a footprint meets a region, GeoJSON text.
 
         Raises:
             BadQuery: the SQL does not parse, or does more than read the archive (nec_ray/archive/guard.py).

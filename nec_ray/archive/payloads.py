@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive.layout import archive_spec, pack_codec
-from nec_ray.codec import Codec, Payloads
+from nec_ray.codec import Arrays, Codec, Payloads, parts_of
 from nec_ray.errors import CorruptIndex, CorruptPack, CorruptPayload, NotFound, TooShort
 from nec_ray.storage import RangeReader, Store
 
@@ -168,8 +168,10 @@ def decode(
     layers: int | None = None,
     *,
     threads: int | None = None,
-) -> npt.NDArray[np.int32]:
+) -> Arrays:
     """Symbols int32 (tiles, tokens, channels), on all cores where no number of threads is given.
+
+    Where the layers are of several grid scales, a tuple of one such array a scale.
 
     Raises:
         CorruptPayload: naming the tile.
@@ -180,8 +182,9 @@ def decode(
         number = error.payload or 0
         what = str(error).removeprefix(f"payload {number}: ")
         raise CorruptPayload(f"tile {tile_ids[number]}: {what}; encode it again from its source", number) from None
-    if len(payloads) and symbols.shape[1] != codec.spec.tokens:
-        raise CorruptPayload(f"tile {tile_ids[0]}: {symbols.shape[1]} tokens, its codec declares {codec.spec.tokens}")
+    for part, scale in zip(parts_of(symbols) if len(payloads) else (), codec.scales(layers), strict=False):
+        if part.shape[1] != scale.tokens:
+            raise CorruptPayload(f"tile {tile_ids[0]}: {part.shape[1]} tokens, its codec declares {scale.tokens}")
     return symbols
 
 
@@ -190,7 +193,7 @@ def _check_lengths(store: Store, wanted: References) -> None:
     most = np.zeros(len(wanted.packs), np.int64)
     for i, name in enumerate(wanted.packs):
         spec = archive_spec(store, pack_codec(name))
-        most[i] = spec.tokens * spec.channels * 16 + 64 * len(spec.layers)
+        most[i] = spec.symbols * 16 + 64 * len(spec.layers)
     for i in np.flatnonzero(wanted.length > most[wanted.pack] if len(wanted) else []):
         raise CorruptIndex(
             f"tile {wanted.tile_ids[i]}: a payload of {wanted.length[i]} bytes is longer than its codec can write"

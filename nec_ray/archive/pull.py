@@ -1,5 +1,6 @@
 """Pulled embeddings, and parts of a pull that other processes can do."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 from nec_ray.archive.kind import common_layers
 from nec_ray.archive.layout import archive_codec, archive_spec, pack_codec
 from nec_ray.archive.payloads import References, decode, fetch
+from nec_ray.codec import Arrays, joined, parts_of, scales_of
 from nec_ray.notebook import facts_html
 from nec_ray.storage import Store
 
@@ -17,38 +19,41 @@ class Pull:
     """Decoded embeddings of one encoder, ordered by tile id."""
 
     tile_ids: list[str]
-    symbols: npt.NDArray[np.int32]
-    """(tiles, tokens, channels), exactly what the encoder produced."""
-    embeddings: npt.NDArray[np.float32]
-    """(tiles, tokens, channels): symbols plus the channels' medians."""
+    symbols: Arrays
+    """int32 (tiles, tokens, channels), exactly what the encoder produced; where the pulled layers are of several grid
+    scales, a tuple of one such array a scale, coarse first."""
+    embeddings: Arrays
+    """float32, of the shape of the symbols: symbols plus the channels' medians."""
     grid: tuple[int, int]
-    """Token rows and columns: token `r * cols + c` is row r, column c."""
+    """Token rows and columns: token `r * cols + c` is row r, column c. The finest one where there are several."""
     encoder_id: str
     layers: int
     n_bytes: npt.NDArray[np.int64]
     """(tiles,) payload bytes fetched for each tile."""
+    grids: tuple[tuple[int, int], ...]
+    """The token grid of each scale."""
 
     def __len__(self) -> int:
         return len(self.tile_ids)
 
     def __repr__(self) -> str:
-        tiles, tokens, channels = self.embeddings.shape
-        rows, cols = self.grid
         size = f"{int(self.n_bytes.sum()):,} payload bytes"
-        return f"<Pull: {tiles:,} tiles of {tokens} tokens ({rows}x{cols}) x {channels} channels, {size}>"
+        return f"<Pull: {len(self):,} tiles of {', '.join(self._scales())}, {size}>"
 
     def _repr_html_(self) -> str:
-        tiles, tokens, channels = self.embeddings.shape
         return facts_html(
-            f"Pull of {tiles:,} tiles",
+            f"Pull of {len(self):,} tiles",
             [
-                ("embeddings", f"float32 ({tiles:,} tiles, {tokens} tokens, {channels} channels)"),
-                ("token grid", f"{self.grid[0]} x {self.grid[1]}"),
+                ("embeddings", f"float32, of each tile {', '.join(self._scales())}"),
                 ("layers", self.layers),
                 ("payload bytes", f"{int(self.n_bytes.sum()):,}"),
                 ("encoder", self.encoder_id[:12]),
             ],
         )
+
+    def _scales(self) -> list[str]:
+        parts = zip(self.grids, parts_of(self.embeddings), strict=True)
+        return [f"{part.shape[1]} tokens ({rows}x{cols}) x {part.shape[2]} channels" for (rows, cols), part in parts]
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,24 @@ def pull(store: Store, wanted: References, layers: int | None) -> Pull:
     """
     specs = {codec_id: archive_spec(store, codec_id) for codec_id in {pack_codec(name) for name in wanted.packs}}
     chosen, first = common_layers(store.url, specs, layers), specs[min(specs)]
-    shape = (len(wanted), first.tokens, sum(layer.channels for layer in chosen))
-    symbols, embeddings = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    scales = scales_of(first.grid, chosen)
+    shapes = [(len(wanted), *scale.shape) for scale in scales]
+    symbols = [np.empty(shape, np.int32) for shape in shapes]
+    embeddings = [np.empty(shape, np.float32) for shape in shapes]
     for batch in fetch(store, wanted):
         codec = archive_codec(store, batch.codec_id)
         decoded = decode(codec, [wanted.tile_ids[i] for i in batch.number], batch.payloads, layers)
-        symbols[batch.number] = decoded
-        embeddings[batch.number] = codec.dequantise(decoded)
-    return Pull(wanted.tile_ids, symbols, embeddings, first.grid, first.encoder_id, len(chosen), wanted.length)
+        for whole, part in zip(symbols, parts_of(decoded), strict=True):
+            whole[batch.number] = part
+        for latent, part in zip(embeddings, parts_of(codec.dequantise(decoded)), strict=True):
+            latent[batch.number] = part
+    return Pull(
+        tile_ids=wanted.tile_ids,
+        symbols=joined(symbols),
+        embeddings=joined(embeddings),
+        grid=max((scale.grid for scale in scales), key=math.prod),
+        grids=tuple(scale.grid for scale in scales),
+        encoder_id=first.encoder_id,
+        layers=len(chosen),
+        n_bytes=wanted.length,
+    )

@@ -20,7 +20,7 @@ from nec_ray.archive.guard import check_calls
 from nec_ray.archive.hints import sql_hint
 from nec_ray.archive.layout import archive_codec
 from nec_ray.archive.payloads import decode, fetch, references
-from nec_ray.codec import Codec
+from nec_ray.codec import Arrays, Codec, parts_of
 from nec_ray.errors import BadQuery, CorruptIndex, CorruptPack, CorruptPayload, NecError
 
 
@@ -140,19 +140,26 @@ def bracketed(where: str | None) -> str:
 
 @sql_function("nec_decode", "FLOAT[][]")
 def _decode(files: IndexFiles, payload: pa.ChunkedArray) -> pa.Array:
-    """Embeddings, list(tokens) of list(channels) float32, of payload references."""
-    shapes = np.zeros((len(payload), 2), np.int64)
-    parts: list[tuple[list[int], npt.NDArray[np.float32]]] = []
+    """Embeddings, list(tokens) of list(channels) float32, of payload references.
+
+    Of several grid scales the tokens follow one another, coarse first, each with its own number of channels.
+    """
+    channels: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(payload)
+    parts: list[tuple[list[int], list[npt.NDArray[np.float32]]]] = []
     for numbers, codec, symbols in _symbols(files, payload):
-        shapes[numbers] = symbols.shape[1:]
-        parts.append((numbers, codec.dequantise(symbols)))
-    begin = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])
+        arrays = parts_of(codec.dequantise(symbols))
+        parts.append((numbers, [array.reshape(len(numbers), -1) for array in arrays]))
+        of_tile = np.concatenate([np.full(array.shape[1], array.shape[2]) for array in arrays])
+        for number in numbers:
+            channels[number] = of_tile
+    begin = np.concatenate([[0], np.cumsum([of_tile.sum() for of_tile in channels], dtype=np.int64)])
     flat = np.empty(begin[-1], np.float32)
     for numbers, tiles in parts:
-        for number, tile in zip(numbers, tiles, strict=True):
-            flat[begin[number] : begin[number + 1]] = tile.reshape(-1)
-    token = np.concatenate([[0], np.cumsum(np.repeat(shapes[:, 1], shapes[:, 0]))]).astype(np.int32)
-    tile_starts = np.concatenate([[0], np.cumsum(shapes[:, 0])]).astype(np.int32)
+        for number, tile in zip(numbers, zip(*tiles, strict=True), strict=True):
+            np.concatenate(tile, out=flat[begin[number] : begin[number + 1]])
+    every = np.concatenate([np.zeros(0, np.int64), *channels])
+    token = np.concatenate([[0], np.cumsum(every)]).astype(np.int32)
+    tile_starts = np.concatenate([[0], np.cumsum([len(of_tile) for of_tile in channels])]).astype(np.int32)
     return pa.ListArray.from_arrays(tile_starts, pa.ListArray.from_arrays(token, pa.array(flat)))
 
 
@@ -166,7 +173,7 @@ def _pool(files: IndexFiles, payload: pa.ChunkedArray) -> pa.Array:
     return pa.array(result, pa.list_(pa.int8()))
 
 
-def _symbols(files: IndexFiles, payload: pa.ChunkedArray) -> Iterator[tuple[list[int], Codec, npt.NDArray[np.int32]]]:
+def _symbols(files: IndexFiles, payload: pa.ChunkedArray) -> Iterator[tuple[list[int], Codec, Arrays]]:
     """(row numbers, codec, symbols) of some rows at a time."""
     packs, offsets = (pc.struct_field(payload, name).to_pylist() for name in ("pack", "offset"))
     places = [f"at byte {offset} of {str(pack)[:200]}" for pack, offset in zip(packs, offsets, strict=True)]

@@ -18,6 +18,7 @@ from safetensors.numpy import save as save_tensors
 
 from nec_ray.codec.payload import PayloadCoder, Payloads
 from nec_ray.codec.quantise import MAX_ENTRIES
+from nec_ray.codec.scales import Arrays, Scale, joined, parts_of, scales_of
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage, canonical_json
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.errors import CorruptCodec, CorruptPayload, NotFound, UnsupportedFormat
@@ -52,10 +53,11 @@ class Codec:
         self.spec = spec
         self.tables = tables
         self._coder = PayloadCoder(tables, spec.layers)
+        self._scales = scales_of(spec.grid, spec.layers)
         self._pool = pool
 
     def __repr__(self) -> str:
-        rows, cols = self.spec.grid
+        rows, cols = self.spec.token_grid
         return f"<Codec {self.id[:12]}: {self.spec.family}, {rows}x{cols} tokens x {self.spec.channels} channels>"
 
     def _repr_html_(self) -> str:
@@ -73,8 +75,8 @@ class Codec:
         """What made the embeddings: codecs of one encoder give comparable ones."""
         return self.spec.encoder_id
 
-    def compress(self, symbols: npt.NDArray[np.int32], *, threads: int | None = None) -> Payloads:
-        """Payloads of `symbols` int32 (tiles, tokens, channels).
+    def compress(self, symbols: Arrays, *, threads: int | None = None) -> Payloads:
+        """Payloads of `symbols` int32 (tiles, tokens, channels); a tuple of one such array a grid scale, if several.
 
         Args:
             symbols: what to code; the codec's number of tokens, or less for smaller tiles.
@@ -85,10 +87,10 @@ class Codec:
         """
         return self._coder.compress(symbols, threads=threads)
 
-    def decompress(
-        self, payloads: Sequence[bytes], layers: int | None = None, *, threads: int | None = None
-    ) -> npt.NDArray[np.int32]:
+    def decompress(self, payloads: Sequence[bytes], layers: int | None = None, *, threads: int | None = None) -> Arrays:
         """Symbols int32 (tiles, tokens, channels of the first `layers`) of payloads or of their first layers.
+
+        Where these layers are of several grid scales, a tuple of one such array a scale.
 
         Args:
             payloads: what `compress` made, or any sequence of bytes.
@@ -99,8 +101,7 @@ class Codec:
             CorruptPayload: one is damaged; the message says which, counted from 0.
             ValueError: the codec has fewer layers.
         """
-        [symbols] = self._coder.decompress(payloads, len(self.layers(layers)), threads=threads)
-        return symbols
+        return joined(self._coder.decompress(payloads, len(self.layers(layers)), threads=threads))
 
     def layers(self, count: int | None = None) -> list[LayerSpec]:
         """The first `count` layers, all where it is None.
@@ -110,6 +111,14 @@ class Codec:
         """
         return self.spec.first_layers(count)
 
+    def scales(self, layers: int | None = None) -> list[Scale]:
+        """The grid scales of the first `layers`, all where it is None, in the order of their arrays.
+
+        Raises:
+            ValueError: the codec has not that many layers.
+        """
+        return scales_of(self.spec.grid, self.layers(layers))
+
     def layer_lengths(self, payloads: Sequence[bytes]) -> npt.NDArray[np.int32]:
         """Bytes of each layer of whole payloads, int32 (tiles, layers).
 
@@ -118,16 +127,23 @@ class Codec:
         """
         return self._coder.layer_lengths(payloads)
 
-    def dequantise(self, symbols: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        """Embeddings float32 of `symbols` int32 (..., channels): symbol plus the channel's median."""
-        return np.add(symbols, self.tables.median[: symbols.shape[-1]], dtype=np.float32)
+    def dequantise(self, symbols: Arrays) -> Arrays:
+        """Embeddings float32 of `symbols` int32 (..., channels): symbol plus the channel's median.
 
-    def pool(self, symbols: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
+        Where there are several grid scales, of a tuple of one array a scale: all of them, or the first ones.
+        """
+        median = self.tables.median
+        return joined(
+            np.add(part, median[scale.rows[: part.shape[-1]]], dtype=np.float32)
+            for part, scale in zip(parts_of(symbols), self._scales, strict=False)
+        )
+
+    def pool(self, symbols: Arrays) -> npt.NDArray[np.int8]:
         """Small vectors int8 (tiles, at most 32) for ranking by similarity, of symbols (tiles, tokens, channels).
 
-        The mean over the tokens, along the principal axes of the calibration tiles' means.
+        The mean over the tokens of each scale, along the principal axes of the calibration tiles' means.
         """
-        mean = self.dequantise(symbols).mean(axis=1) - self._pool["pool_center"]
+        mean = _means(parts_of(self.dequantise(symbols)), self._scales, np.float32) - self._pool["pool_center"]
         scaled = np.rint(mean @ self._pool["pool_basis"])
         return np.clip(scaled, -127, 127).astype(np.int8)
 
@@ -143,9 +159,10 @@ class Codec:
         """
         return _read_tensors(self._store, f"{part}.safetensors", self.spec)
 
-    def golden(self) -> npt.NDArray[np.int32]:
+    def golden(self) -> Arrays:
         """The golden symbols int32 (tiles, tokens, channels): real ones, of a few training tiles."""
-        return np.asarray(_read_tensors(self._store, "golden.safetensors", self.spec)["symbols"], np.int32)
+        found = _read_tensors(self._store, "golden.safetensors", self.spec)
+        return joined(np.asarray(found[name], np.int32) for name in _golden_names(len(self._scales)))
 
     def files(self) -> dict[str, bytes]:
         """Every file of the directory, hash-checked, codec.json last: what copying the codec needs."""
@@ -231,7 +248,7 @@ def write_codec(
     tables: EntropyTables,
     encoder: Tensors,
     decoder: Tensors,
-    calibration: npt.NDArray[np.int32],
+    calibration: Arrays,
 ) -> str:
     """Write a codec directory; it appears whole, or not at all.
 
@@ -246,24 +263,21 @@ def write_codec(
         tables: integer entropy tables.
         encoder: the encoder's arrays.
         decoder: arrays of the first decoder layer.
-        calibration: real symbols int32 (tiles, tokens, channels): the first ones become the golden payloads,
-            all of them give the axes of the pooled vector.
+        calibration: real symbols int32 (tiles, tokens, channels), a tuple of one such array a grid scale if there are
+            several: the first ones become the golden payloads, all of them give the axes of the pooled vector.
 
     Returns:
         The codec id.
     """
-    center, basis = _pool_axes(calibration + tables.median)
-    golden = np.ascontiguousarray(calibration[:_GOLDEN_TILES])
-    payloads = PayloadCoder(tables, layers).compress(golden)
+    scales, parts = scales_of(grid, layers), parts_of(calibration)
+    latents = [part + tables.median[scale.rows] for part, scale in zip(parts, scales, strict=True)]
+    center, basis = _pool_axes(_means(latents, scales, np.float64))
+    golden = joined(part[:_GOLDEN_TILES] for part in parts)
     blobs: dict[str, dict[str, npt.NDArray[Any]]] = {
         "tables.safetensors": {**tables.to_tensors(), "pool_center": center, "pool_basis": basis},
         "encoder.safetensors": dict(encoder),
         "decoder.safetensors": dict(decoder),
-        "golden.safetensors": {
-            "payload": payloads.data,
-            "length": payloads.length,
-            "symbols": golden,
-        },
+        "golden.safetensors": golden_tensors(PayloadCoder(tables, layers).compress(golden), golden),
     }
     data = {name: tensor_bytes(blob) for name, blob in blobs.items()}
     hashes = {name: hashlib.sha256(blob).hexdigest() for name, blob in data.items()}
@@ -296,6 +310,17 @@ def write_codec(
 def tensor_bytes(tensors: Tensors) -> bytes:
     """A safetensors file of arrays."""
     return bytes(save_tensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
+
+
+def golden_tensors(payloads: Payloads, symbols: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """What golden.safetensors holds: `symbols`, or where there are several grid scales `symbols_1`, `symbols_2`, ..."""
+    parts = parts_of(symbols)
+    named = dict(zip(_golden_names(len(parts)), parts, strict=True))
+    return {"payload": payloads.data, "length": payloads.length, **named}
+
+
+def _golden_names(scales: int) -> list[str]:
+    return ["symbols"] if scales == 1 else [f"symbols_{number}" for number in range(1, scales + 1)]
 
 
 def write_directory(folder: Path, spec: CodecSpec, data: Mapping[str, bytes]) -> str:
@@ -335,9 +360,9 @@ def _read_spec(raw: bytes, where: str) -> CodecSpec:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "codec.json"
         raise CorruptCodec(f"{where}: {key}: {first['msg']}") from None
-    if any(layer.table_sets != 1 for layer in spec.layers) or len({layer.scale for layer in spec.layers}) > 1:
+    if any(layer.table_sets != 1 for layer in spec.layers):
         raise UnsupportedFormat(
-            f"{where}: layers of several table sets or grid scales, which this release does not read; update nec_ray"
+            f"{where}: layers of several table sets, which this release does not read; update nec_ray"
         )
     return spec
 
@@ -370,23 +395,25 @@ def _most_bytes(name: str, spec: CodecSpec) -> int | None:
         tables = 2 * (MAX_ENTRIES + 1) * 4 + 64
         return _SPARE_BYTES + spec.channels * (tables + (_POOL_CHANNELS + 1) * 4)
     if name == "golden.safetensors":
-        symbols = sum(layer.tokens * layer.channels for layer in spec.layers)
-        return _SPARE_BYTES + _MOST_GOLDEN_TILES * symbols * 12  # a symbol, and its payload's share at its worst
+        return _SPARE_BYTES + _MOST_GOLDEN_TILES * spec.symbols * 12  # a symbol, and its payload's share at its worst
     return None
 
 
 def _check_golden(codec: Codec, golden: Tensors) -> None:
     where = f"codec {codec.id[:12]}"
-    payload, length, expected = (golden.get(name) for name in ("payload", "length", "symbols"))
-    shape = (codec.spec.tokens, codec.spec.channels)
+    payload, length = golden.get("payload"), golden.get("length")
+    scales = codec.scales()
+    expected: list[Any] = [golden.get(name) for name in _golden_names(len(scales))]
     if (
         payload is None
         or length is None
-        or expected is None
-        or [str(array.dtype) for array in (payload, length, expected)] != ["uint8", "int64", "int32"]
-        or (payload.ndim, length.ndim, expected.ndim) != (1, 1, 3)
+        or (str(payload.dtype), str(length.dtype)) != ("uint8", "int64")
+        or (payload.ndim, length.ndim) != (1, 1)
         or not 1 <= len(length) <= _MOST_GOLDEN_TILES
-        or expected.shape != (len(length), *shape)
+        or any(
+            array is None or str(array.dtype) != "int32" or array.shape != (len(length), *scale.shape)
+            for array, scale in zip(expected, scales, strict=True)
+        )
         or np.any((length < 0) | (length > len(payload)))
         or length.sum() != len(payload)
     ):
@@ -396,15 +423,24 @@ def _check_golden(codec: Codec, golden: Tensors) -> None:
         symbols = codec.decompress(Payloads(payload, np.cumsum(length) - length, length))
     except CorruptPayload as error:
         raise CorruptCodec(f"{where}: its golden payloads do not decode ({error}); do not use it") from None
-    if not np.array_equal(symbols, expected):
+    if any(not np.array_equal(part, array) for part, array in zip(parts_of(symbols), expected, strict=True)):
         raise CorruptCodec(f"{where}: its golden payloads decode to other symbols on this machine; do not use it")
 
 
+def _means(
+    latents: Sequence[npt.NDArray[Any]], scales: Sequence[Scale], dtype: type[np.floating[Any]]
+) -> npt.NDArray[np.floating[Any]]:
+    """Means over the tokens (tiles, channels), the channels in the tables' order, of an array a scale."""
+    means = np.empty((len(latents[0]), sum(len(scale.rows) for scale in scales)), dtype)
+    for latent, scale in zip(latents, scales, strict=True):
+        means[:, scale.rows] = latent.mean(axis=1, dtype=dtype)
+    return means
+
+
 def _pool_axes(
-    latents: npt.NDArray[np.floating[Any]],
+    means: npt.NDArray[np.floating[Any]],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Centre (channels,) and scaled principal axes (channels, at most 32) of the tiles' mean latents."""
-    means = latents.mean(axis=1, dtype=np.float64)
     center = means.mean(axis=0)
     _, spread, axes = np.linalg.svd(means - center, full_matrices=False)
     axes = axes[:_POOL_CHANNELS]

@@ -1,5 +1,6 @@
 """What codec.json declares: the model, its input, the latent's shape and layers, where it came from."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -68,7 +69,7 @@ class CodecSpec(_Closed):
     encoder_id: Sha256
     input: InputSpec
     grid: tuple[int, int]
-    """Token rows and columns."""
+    """Token rows and columns, at scale 1."""
     channels: int = Field(ge=1, le=MAX_CHANNELS)
     layers: list[LayerSpec] = Field(min_length=1, max_length=64)
     lineage: Lineage
@@ -80,17 +81,26 @@ class CodecSpec(_Closed):
             raise ValueError(f"grid {self.grid} has {self.tokens} tokens, 1 to {MAX_TOKENS} are allowed")
         if sum(layer.channels for layer in self.layers) != self.channels:
             raise ValueError("the layers' channels must add up to the codec's")
-        if any(layer.tokens != scaled_tokens(self.grid, layer.scale) for layer in self.layers):
+        if any(layer.tokens != math.prod(scaled_grid(self.grid, layer.scale)) for layer in self.layers):
             raise ValueError("a layer's tokens are not those of the grid at its scale")
-        symbols = sum(layer.tokens * layer.channels for layer in self.layers)
-        if symbols > MAX_SYMBOLS:
-            raise ValueError(f"a tile of {symbols} symbols is over the limit of {MAX_SYMBOLS}")
+        if self.symbols > MAX_SYMBOLS:
+            raise ValueError(f"a tile of {self.symbols} symbols is over the limit of {MAX_SYMBOLS}")
         return self
 
     @property
     def tokens(self) -> int:
-        """Tokens of a tile."""
+        """Tokens of the grid: the most that a layer has."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Token rows and columns of the finest layers: the grid, unless the layers of scale 1 were cut off."""
+        return scaled_grid(self.grid, min(layer.scale for layer in self.layers))
+
+    @property
+    def symbols(self) -> int:
+        """Symbols of a tile, of all layers."""
+        return sum(layer.tokens * layer.channels for layer in self.layers)
 
     def first_layers(self, count: int | None = None) -> list[LayerSpec]:
         """The first `count` layers, all where it is None.
@@ -103,9 +113,9 @@ class CodecSpec(_Closed):
         return self.layers[:count]
 
 
-def scaled_tokens(grid: tuple[int, int], scale: int) -> int:
-    """Tokens of a grid at a scale: rows and columns divided by it, rounded up."""
-    return -(-grid[0] // scale) * -(-grid[1] // scale)
+def scaled_grid(grid: tuple[int, int], scale: int) -> tuple[int, int]:
+    """Rows and columns of a grid at a scale: divided by it, rounded up."""
+    return -(-grid[0] // scale), -(-grid[1] // scale)
 
 
 def canonical_json(value: Any) -> bytes:

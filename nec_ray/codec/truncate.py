@@ -3,8 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from nec_ray.codec.directory import Codec, tensor_bytes, write_directory
+from nec_ray.codec.directory import Codec, golden_tensors, tensor_bytes, write_directory
 from nec_ray.codec.payload import PayloadCoder
+from nec_ray.codec.scales import joined, parts_of
 
 MEDIANS = "medians"
 """Array of a truncated codec's decoder.safetensors: the medians of all channels of the latent, which stand for those
@@ -15,7 +16,8 @@ def truncate_codec(codec: Codec, layers: int, folder: Path) -> str:
     """Write the codec of the first layers of another.
 
     Encoder, encoder id and decoder layer stay; tables, golden symbols and the axes of the pooled vector are cut to the
-    channels of these layers; `lineage.parent` becomes the id of `codec`, `bits_per_symbol` that of the golden payloads.
+    channels of these layers; the grid stays even where no layer of its scale is left; `lineage.parent` becomes the id
+    of `codec`, `bits_per_symbol` that of the golden payloads.
     It depends on nothing but its arguments, so that the same cut has the same id everywhere.
 
     Args:
@@ -36,8 +38,12 @@ def truncate_codec(codec: Codec, layers: int, folder: Path) -> str:
     kept = spec.layers[:layers]
     channels = sum(layer.channels for layer in kept)
     tables = codec.tables.first(channels)
-    golden = codec.golden()[:, :, :channels]
+    scales = codec.scales(layers)
+    golden = joined(
+        part[:, :, : len(scale.rows)] for part, scale in zip(parts_of(codec.golden()), scales, strict=False)
+    )
     payloads = PayloadCoder(tables, kept).compress(golden)
+    size = len(payloads) * sum(layer.tokens * layer.channels for layer in kept)
     decoder = codec.tensors("decoder")
     decoder.setdefault(MEDIANS, codec.tables.median)
     center, basis = codec.pool_axes()
@@ -47,9 +53,9 @@ def truncate_codec(codec: Codec, layers: int, folder: Path) -> str:
         ),
         "encoder.safetensors": codec.file("encoder.safetensors"),
         "decoder.safetensors": tensor_bytes(decoder),
-        "golden.safetensors": tensor_bytes({"payload": payloads.data, "length": payloads.length, "symbols": golden}),
+        "golden.safetensors": tensor_bytes(golden_tensors(payloads, golden)),
     }
-    lineage = {"parent": codec.id, "bits_per_symbol": 8 * int(payloads.length.sum()) / golden.size}
+    lineage = {"parent": codec.id, "bits_per_symbol": 8 * int(payloads.length.sum()) / size}
     cut = spec.model_copy(
         update={
             "channels": channels,

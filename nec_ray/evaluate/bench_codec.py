@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nec_ray.codec import Codec, EntropyTables, LayerSpec, PayloadCoder, vector
-from nec_ray.errors import MissingDependency, RunError
+from nec_ray.errors import InputError, MissingDependency, RunError
 from nec_ray.evaluate.bench import best_seconds, cores, machine
 
 TOKENS, CHANNELS = 196, 768
@@ -130,6 +130,8 @@ def _drawn(name: str, rate: float) -> Latent:
 
 def _of_codec(codec: Codec) -> Latent:
     """A real codec's golden symbols, and its tables as the model."""
+    if len(codec.scales()) > 1:
+        raise InputError(f"codec {codec.id[:12]} has several grid scales; the bench codes one array of symbols")
     golden = codec.golden()
     tables = codec.tables
     pmfs, offset = [], tables.offset.astype(np.int64)

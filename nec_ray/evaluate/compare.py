@@ -73,9 +73,18 @@ class _Work:
     def of(
         cls, experiment: Experiment, method: Method, archive: Archive, labels: Labels | Masks, encodings: Encodings
     ) -> "_Work":
-        """With all tiles coded and decoded."""
+        """With all tiles coded and decoded.
+
+        Raises:
+            InputError: the codec has several grid scales.
+        """
         named = None if isinstance(method, Embeddings) else method.codec
         codec = load_codec(named) if named else archive.codecs(experiment.where)[0]
+        if len(codec.scales()) > 1:
+            raise InputError(
+                f"method {method.name}: codec {codec.id[:12]} has several grid scales, which `nec evaluate` does not "
+                "compare yet; `nec head` trains on them"
+            )
         return cls(experiment, method, archive, labels, encodings, codec, encodings.code(method, archive, codec))
 
     @cached_property
@@ -129,7 +138,7 @@ class _Work:
         if trains_encoder(self.method):
             classes = len(known.classes)
             return asdict(evaluate_pixels(x[~test], y[~test], x[test], y[test], self.codec, classes=classes, **how))
-        return score_latents(x, known, **how)
+        return score_latents(x, known, self.codec, **how)
 
     def _segment(self, known: Masks, x: Floats, seed: int, folder: Path) -> dict[str, Any]:
         """Scores, and under `prediction` what was said of the `sample_tiles`."""

@@ -1,5 +1,6 @@
 """What `nec head` does on an archive, and the same head on embeddings that were never compressed."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from nec_ray.codec import Codec
+from nec_ray.codec import Codec, parts_of
 from nec_ray.errors import InputError
 from nec_ray.evaluate.fitting import Floats, Progress
 from nec_ray.evaluate.head import evaluate_embeddings, train_head
 from nec_ray.evaluate.labels import LABEL_ROWS, LabelledTiles, Labels, read_labels
 from nec_ray.evaluate.masks import MASK_ROWS, Masks, read_masks
 from nec_ray.evaluate.segment import train_segmentation_head
-from nec_ray.models.dataset import EmbeddingSource, valid_rows
+from nec_ray.models.dataset import EmbeddingSource, enlarged_to, valid_rows
 from nec_ray.models.embed import Embedder, first_decoder_layer, latent_medians
 from nec_ray.models.head_files import DecoderLayer
 from nec_ray.tiles import Catalog, read_tiles
@@ -130,14 +131,20 @@ def compare_with_uncompressed(
     """
     known = read_tile_labels(archive, labels, where)
     return score_latents(
-        uncompressed_latents(known, catalog, codec), known, epochs=epochs, seed=seed, progress=progress
+        uncompressed_latents(known, catalog, codec), known, codec, epochs=epochs, seed=seed, progress=progress
     )
 
 
 def score_latents(
-    x: Floats, known: Labels, *, epochs: int | None = None, seed: int = 0, progress: Progress | None = None
+    x: Floats,
+    known: Labels,
+    codec: Codec,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train and score the head on latents float32 (tiles, tokens, channels) of labelled tiles, in their order.
+    """Train and score the head on a codec's latents float32 (tiles, tokens, channels) of labelled tiles, in order.
 
     Returns:
         See `compare_with_uncompressed`.
@@ -158,7 +165,7 @@ def score_latents(
         "balanced_accuracy": scores.balanced_accuracy,
         "majority": scores.majority,
         "tiles": len(known),
-        "bytes_per_tile": x[0].nbytes,
+        "bytes_per_tile": 4 * codec.spec.symbols,  # coarse tokens stand in `x` more than once
     }
 
 
@@ -195,18 +202,22 @@ def read_tile_masks(
 def uncompressed_latents(labels: LabelledTiles, catalog: Catalog, codec: Codec) -> Floats:
     """The encoder's latents before they are rounded, float32 (tiles, tokens, channels) in the labels' order.
 
+    Several grid scales are on the finest grid, as heads read them.
+
     Raises:
         InputError: the catalog lacks a labelled tile, or its pixels cannot be read.
     """
     place, rows = labelled_rows(labels, catalog)
     spec, embedder = codec.spec.input, Embedder(codec)
-    out = np.empty((len(place), codec.spec.tokens, codec.spec.channels), np.float32)
+    scales, grid = codec.scales(), codec.spec.token_grid
+    out = np.empty((len(place), math.prod(grid), codec.spec.channels), np.float32)
     for part in parts(rows):
         names = part["tile_id"].to_pylist()
         batch = read_tiles(part, bands=spec.bands, size=spec.size, fill=spec.mean)
         for name, status, reason in zip(names, batch.status, batch.reason, strict=True):
             check_valid(name, status, reason)
-        out[[place[name] for name in names]] = embedder.latents(batch.pixels)
+        latents = parts_of(embedder.latents(batch.pixels))
+        out[[place[name] for name in names]] = enlarged_to(grid, latents, [scale.grid for scale in scales])
     return out
 
 

@@ -20,7 +20,7 @@ from nec_ray.evaluate.fitting import Floats, Front, Progress, align, choose_epoc
 from nec_ray.evaluate.labels import Labels
 from nec_ray.evaluate.metrics import accuracy, confusion_counts
 from nec_ray.evaluate.pictures import confusion_matrix
-from nec_ray.models.dataset import EmbeddingSource
+from nec_ray.models.dataset import EmbeddingSource, on_one_grid
 from nec_ray.models.head_files import DecoderLayer, save_head
 from nec_ray.models.heads import ClassificationHead
 from nec_ray.models.threads import one_thread
@@ -105,12 +105,13 @@ def train_head(
     """
     Front(decoder_layer, first_layer, medians).check(layers)
     pull = source.pull(layers=layers, tile_ids=labels.tile_ids)
+    embeddings = on_one_grid(pull)
     take = align(source.url, pull, labels.tile_ids)
     train, test = take[~labels.is_test], take[labels.is_test]
     result = evaluate_embeddings(
-        pull.embeddings[train],
+        embeddings[train],
         labels.target[~labels.is_test],
-        pull.embeddings[test],
+        embeddings[test],
         labels.target[labels.is_test],
         classes=len(labels.classes),
         decoder_layer=decoder_layer,
@@ -127,8 +128,8 @@ def train_head(
         encoder_id=pull.encoder_id,
         layers=layers,
         decoder_layer=decoder_layer,
-        tokens=pull.embeddings.shape[1],
-        channels=pull.embeddings.shape[2],
+        tokens=embeddings.shape[1],
+        channels=embeddings.shape[2],
     )
     metrics = {
         "task": "classification",

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 
 from nec_ray.errors import InputError
 from nec_ray.evaluate.consumer import decoder_layer_of
-from nec_ray.evaluate.fitting import Progress, device
+from nec_ray.evaluate.fitting import Floats, Progress, device
 from nec_ray.evaluate.head import predict_proba
 from nec_ray.evaluate.mosaic import MOSAIC_ROWS, ClassMap, plan_mosaic, write_png, written_mosaic
 from nec_ray.evaluate.segment import predict_classes
-from nec_ray.models.dataset import EmbeddingSource, PulledTiles, valid_rows
+from nec_ray.models.dataset import EmbeddingSource, on_one_grid, valid_rows
 from nec_ray.models.head_files import HeadSpec, TrainedHead, load_head
 from nec_ray.models.heads import ClassificationHead
 from nec_ray.models.segmentation import SegmentationHead
@@ -79,11 +79,11 @@ def _classify(
     rows = valid_rows(source, ["tile_id", "geometry", "bbox"], where)
     names = rows["tile_id"].to_pylist()
     said: dict[str, tuple[int, float]] = {}
-    for pull in _pulls(source, head, names, _TILES_A_PULL):
-        probability = predict_proba(module, pull.embeddings)
+    for tile_ids, embeddings in _pulls(source, head, names, _TILES_A_PULL):
+        probability = predict_proba(module, embeddings)
         best = probability.argmax(axis=1)
         confidence = probability[np.arange(len(best)), best]
-        said.update(zip(pull.tile_ids, zip(best.tolist(), confidence.tolist(), strict=True), strict=True))
+        said.update(zip(tile_ids, zip(best.tolist(), confidence.tolist(), strict=True), strict=True))
         if progress:
             progress(len(said), len(names))
     table = pa.table(
@@ -138,22 +138,26 @@ def _each_map(
     """Call `put` with the number of each tile in `names` and its class map."""
     place = {name: i for i, name in enumerate(names)}
     done = 0
-    for pull in _pulls(source, head, names, _MAPS_A_PULL):
-        tiles = iter(sorted(place[name] for name in pull.tile_ids))
-        numbers = np.argsort([place[name] for name in pull.tile_ids], kind="stable")
-        for maps in predict_classes(module, pull.embeddings[numbers]):
+    for tile_ids, embeddings in _pulls(source, head, names, _MAPS_A_PULL):
+        tiles = iter(sorted(place[name] for name in tile_ids))
+        numbers = np.argsort([place[name] for name in tile_ids], kind="stable")
+        for maps in predict_classes(module, embeddings[numbers]):
             for one in maps:
                 put(next(tiles), one)
-        done += len(pull.tile_ids)
+        done += len(tile_ids)
         if progress:
             progress(done, len(names))
 
 
-def _pulls(source: EmbeddingSource, head: TrainedHead, names: Sequence[str], size: int) -> Iterator[PulledTiles]:
+def _pulls(
+    source: EmbeddingSource, head: TrainedHead, names: Sequence[str], size: int
+) -> Iterator[tuple[list[str], Floats]]:
+    """Tile ids and embeddings, as the head reads them, of `size` tiles at a time."""
     for start in range(0, len(names), size):
         pull = source.pull(layers=head.spec.layers, tile_ids=names[start : start + size])
-        head.check_fits(source.url, pull.encoder_id, *pull.embeddings.shape[1:])
-        yield pull
+        embeddings = on_one_grid(pull)
+        head.check_fits(source.url, pull.encoder_id, embeddings.shape[1], embeddings.shape[2])
+        yield pull.tile_ids, embeddings
 
 
 def _colours(spec: HeadSpec) -> list[tuple[int, int, int]]:

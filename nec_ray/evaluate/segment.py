@@ -21,7 +21,7 @@ from nec_ray.evaluate.mask_pictures import mask_samples
 from nec_ray.evaluate.masks import Masks
 from nec_ray.evaluate.metrics import accuracy, class_iou, confusion_counts, mean_iou
 from nec_ray.evaluate.pictures import confusion_matrix
-from nec_ray.models.dataset import EmbeddingSource
+from nec_ray.models.dataset import EmbeddingSource, on_one_grid
 from nec_ray.models.head_files import DecoderLayer, save_head
 from nec_ray.models.segmentation import IGNORED, SegmentationHead, segmentation_loss, to_size
 
@@ -107,12 +107,13 @@ def train_segmentation_head(
     """
     Front(decoder_layer, first_layer, medians).check(layers)
     pull = source.pull(layers=layers, tile_ids=masks.tile_ids)
+    embeddings = on_one_grid(pull)
     take = align(source.url, pull, masks.tile_ids)
     train, test = take[~masks.is_test], take[masks.is_test]
     result = evaluate_segmentation(
-        pull.embeddings[train],
+        embeddings[train],
         masks.masks[~masks.is_test],
-        pull.embeddings[test],
+        embeddings[test],
         masks.masks[masks.is_test],
         grid=pull.grid,
         classes=len(masks.classes),
@@ -131,8 +132,8 @@ def train_segmentation_head(
         encoder_id=pull.encoder_id,
         layers=layers,
         decoder_layer=decoder_layer,
-        tokens=pull.embeddings.shape[1],
-        channels=pull.embeddings.shape[2],
+        tokens=embeddings.shape[1],
+        channels=embeddings.shape[2],
     )
     scores = result.scores
     metrics = {

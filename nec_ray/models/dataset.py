@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nec_ray.archive.hints import shortened
 from nec_ray.archive.kind import common_layers
-from nec_ray.codec import Codec
+from nec_ray.codec import Arrays, Codec, joined, parts_of
 from nec_ray.errors import InputError, MixedCodecs
 
 
@@ -26,12 +26,16 @@ class PulledTiles(Protocol):
         """Ids of the tiles, in the order of the other fields."""
 
     @property
-    def embeddings(self) -> npt.NDArray[np.float32]:
-        """(tiles, tokens, channels)."""
+    def embeddings(self) -> Arrays:
+        """(tiles, tokens, channels); where there are several grid scales, a tuple of one such array a scale."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Token rows and columns."""
+        """Token rows and columns; the finest grid where there are several."""
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """The token grid of each scale."""
 
     @property
     def encoder_id(self) -> str:
@@ -61,6 +65,35 @@ class EmbeddingSource(Protocol):
         """Codecs of the valid tiles that a condition picks."""
 
 
+def on_one_grid(pull: PulledTiles) -> npt.NDArray[np.float32]:
+    """Embeddings (tiles, tokens, channels) on the finest grid: what heads read.
+
+    A coarser scale's token stands at each place that it covers; the channels of the scales follow one another, as
+    hypercolumns do (Hariharan et al. 2015, arXiv 1411.5752). Embeddings of one scale are as they are.
+
+    Raises:
+        InputError: a coarser grid does not divide the finest one.
+    """
+    parts = parts_of(pull.embeddings)
+    return parts[0] if len(parts) == 1 else enlarged_to(pull.grid, parts, pull.grids)
+
+
+def enlarged_to(
+    grid: tuple[int, int], parts: Sequence[npt.NDArray[np.float32]], grids: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.float32]:
+    """See `on_one_grid`; of arrays (tiles, tokens, channels) on `grids`."""
+    rows, cols = grid
+    out = np.empty((len(parts[0]), rows, cols, sum(part.shape[2] for part in parts)), np.float32)
+    first = 0
+    for part, (r, c) in zip(parts, grids, strict=True):
+        if rows % r or cols % c:
+            raise InputError(f"a token grid of {r} x {c} does not divide one of {rows} x {cols}; pull fewer layers")
+        row, col = np.arange(rows) // (rows // r), np.arange(cols) // (cols // c)
+        out[..., first : first + part.shape[2]] = part.reshape(len(part), r, c, -1)[:, row[:, None], col]
+        first += part.shape[2]
+    return out.reshape(len(out), rows * cols, -1)
+
+
 def valid_rows(source: EmbeddingSource, columns: Sequence[str], where: str | None = None) -> pa.Table:
     """Index columns of the valid tiles that a condition picks.
 
@@ -75,9 +108,10 @@ def valid_rows(source: EmbeddingSource, columns: Sequence[str], where: str | Non
     return rows
 
 
-class EmbeddingDataset(IterableDataset[tuple[str, torch.Tensor]]):
+class EmbeddingDataset(IterableDataset[tuple[str, Any]]):
     """Yields `(tile_id, embedding float32 (tokens, channels))`, pulling `batch_size` tiles at a time.
 
+    Where there are several grid scales, an embedding is a tuple of one such tensor a scale.
     The tiles are listed once, when the data set is made; a DataLoader's workers share them without overlap.
     Use it with `DataLoader(dataset, batch_size=...)`.
     """
@@ -97,7 +131,7 @@ class EmbeddingDataset(IterableDataset[tuple[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.tile_ids)
 
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         encoder_id: str | None = None
@@ -109,7 +143,8 @@ class EmbeddingDataset(IterableDataset[tuple[str, torch.Tensor]]):
                     "pick one in the condition by its codec_id"
                 )
             encoder_id = pull.encoder_id
-            yield from zip(pull.tile_ids, torch.from_numpy(pull.embeddings), strict=True)
+            tiles = zip(*(torch.from_numpy(part) for part in parts_of(pull.embeddings)), strict=True)
+            yield from ((tile_id, joined(tile)) for tile_id, tile in zip(pull.tile_ids, tiles, strict=True))
 
 
 def torch_dataset(

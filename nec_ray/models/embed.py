@@ -1,6 +1,6 @@
 """From pixels to latents and symbols with a codec's encoder; CompressAI is not needed for that."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nec_ray.codec import Codec
+from nec_ray.codec import Arrays, Codec, Scale, joined, parts_of
 from nec_ray.codec.truncate import MEDIANS
 from nec_ray.errors import CorruptCodec, InputError
 from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
@@ -16,7 +16,7 @@ from nec_ray.models.stages import FirstStageLayer, StageConfig, StageEncoder
 from nec_ray.models.threads import one_thread
 
 BATCH = 32
-_MODELS = {"mae_vit": "a MAE ViT", "mp_mae": "a stage of MP-MAE"}
+_MODELS = {"mae_vit": "a MAE ViT", "mp_mae": "stages of MP-MAE"}
 _LARGEST_INPUT = 1e6
 """Standard deviations from the mean: wilder pixels are cut off here, so that no latent overflows to NaN."""
 
@@ -45,33 +45,33 @@ class Embedder:
         self._std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
         self._shape = (len(spec.bands), spec.size, spec.size)
         self._median = codec.tables.median
-        self._latent = (
-            self._encoder.tokens,
-            codec.spec.channels,
-        )  # fewer than the encoder's where the codec is truncated
+        self._scales = codec.scales()  # fewer, or of fewer channels, than the encoder's where the codec is truncated
 
-    def latents(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def latents(self, pixels: npt.NDArray[np.float32]) -> Arrays:
         """Latents float32 (tiles, tokens, channels) of pixels float32 (tiles, bands, size, size), raw units.
+
+        Where the codec has several grid scales, a tuple of one such array a scale.
 
         Raises:
             ValueError: pixels of another shape.
         """
         if pixels.shape[1:] != self._shape:
             raise ValueError(f"pixels must be (tiles, {self._shape}), not {pixels.shape}")
-        out = np.empty((len(pixels), *self._latent), np.float32)
-        channels = self._latent[1]
+        out = [np.empty((len(pixels), *scale.shape), np.float32) for scale in self._scales]
         batch = torch.zeros((BATCH, *self._shape))
         with torch.inference_mode(), one_thread(), _exact():
             for start in range(0, len(pixels), BATCH):
                 part = torch.from_numpy(np.array(pixels[start : start + BATCH], np.float32))
                 batch[: len(part)] = ((part - self._mean) / self._std).clamp_(-_LARGEST_INPUT, _LARGEST_INPUT)
-                latent = self._encoder(batch.to(self._device))[: len(part), :, :channels]
-                out[start : start + len(part)] = latent.cpu().numpy()
-        return out
+                latents = parts_of(self._encoder(batch.to(self._device)))
+                for whole, latent in zip(out, latents, strict=False):
+                    whole[start : start + len(part)] = latent[: len(part), :, : whole.shape[2]].cpu().numpy()
+        return joined(out)
 
-    def symbols(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-        """Symbols int32 (tiles, tokens, channels): the latents' distance to the medians, rounded."""
-        return np.rint(self.latents(pixels) - self._median).astype(np.int32)
+    def symbols(self, pixels: npt.NDArray[np.float32]) -> Arrays:
+        """Symbols int32, of the shape of the latents: their distance to the medians, rounded."""
+        parts = zip(parts_of(self.latents(pixels)), self._scales, strict=True)
+        return joined(np.rint(part - self._median[scale.rows]).astype(np.int32) for part, scale in parts)
 
 
 @contextmanager
@@ -103,7 +103,8 @@ def model_config(codec: Codec) -> MaeConfig | StageConfig:
             f"codec {codec.id[:12]}: its architecture is not that of {_MODELS[spec.family]} ({error})"
         ) from None
     declared = (spec.grid, spec.input.size, len(spec.input.bands))
-    if ((config.side, config.side), config.size, config.bands) != declared or spec.channels > config.dim:
+    fits = ((config.side, config.side), config.size, config.bands) == declared
+    if not fits or not _has_scales(config, codec.scales()):
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
     return config
 
@@ -116,8 +117,29 @@ def encoder_of(codec: Codec) -> MaeEncoder | StageEncoder:
     return encoder
 
 
+def shapes_of(config: MaeConfig | StageConfig) -> list[tuple[int, int]]:
+    """Tokens a side, and channels of a token, of each grid scale of a model's latent, coarse first."""
+    return [(config.side, config.dim)] if isinstance(config, MaeConfig) else config.shapes
+
+
+def _has_scales(config: MaeConfig | StageConfig, scales: Sequence[Scale]) -> bool:
+    """Whether they are the first channels of a model's latent, in its order."""
+    shapes, first = shapes_of(config), 0
+    for number, (scale, (side, dim)) in enumerate(zip(scales, shapes, strict=False)):
+        count = len(scale.rows)
+        in_order = np.array_equal(scale.rows, np.arange(first, first + count))
+        last = number + 1 == len(scales)
+        if scale.grid != (side, side) or not in_order or count > dim or (count < dim and not last):
+            return False
+        first += count
+    return len(scales) <= len(shapes)
+
+
 def first_decoder_layer(codec: Codec) -> nn.Module:
-    """The codec's first decoder layer: (batch, tokens, channels) -> (batch, tokens, decoder channels)."""
+    """The codec's first decoder layer: (batch, tokens, channels) -> (batch, tokens, decoder channels).
+
+    Of several grid scales, its tokens are those of the finest one; see `dataset.on_one_grid`.
+    """
     config = model_config(codec)
     layer = FirstDecoderLayer(config) if isinstance(config, MaeConfig) else FirstStageLayer(config)
     _load(layer, codec, "decoder")

@@ -10,8 +10,9 @@ import torch
 from compressai.entropy_models import EntropyBottleneck
 from torch import nn
 
-from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, write_codec
+from nec_ray.codec import Arrays, EntropyTables, InputSpec, LayerSpec, Lineage, joined, parts_of, write_codec
 from nec_ray.codec.payload import PayloadCoder
+from nec_ray.models.embed import shapes_of
 from nec_ray.models.mae import MaeEncoder
 from nec_ray.models.nec import NeuralEmbeddingCompressor
 from nec_ray.models.stages import StageEncoder
@@ -57,8 +58,14 @@ def export_codec(
             module.load_state_dict({name: tensor.half() for name, tensor in module.state_dict().items()})
     latents = _latents(model, input_spec, calibration)
     tables = tables_of(model.bottleneck, latents)
-    symbols = np.rint(latents - tables.median).astype(np.int32)
-    layers = [LayerSpec(channels=channels, tokens=config.tokens) for channels in model.layers]
+    medians = np.split(tables.median, np.cumsum(model.widths)[:-1])
+    parts = [np.rint(part - median).astype(np.int32) for part, median in zip(latents, medians, strict=True)]
+    sides = [side for side, _ in shapes_of(config)]
+    layers = [
+        LayerSpec(channels=channels, tokens=sides[scale] ** 2, scale=config.side // sides[scale])
+        for channels, scale in zip(model.layers, model.layer_scales(), strict=True)
+    ]
+    symbols = joined(parts)
     size = int(PayloadCoder(tables, layers).compress(symbols).length.sum())
     return write_codec(
         folder,
@@ -67,7 +74,7 @@ def export_codec(
         input=input_spec,
         grid=(config.side, config.side),
         layers=layers,
-        lineage=lineage.model_copy(update={"bits_per_symbol": 8 * size / symbols.size}),
+        lineage=lineage.model_copy(update={"bits_per_symbol": 8 * size / sum(part.size for part in parts)}),
         tables=tables,
         encoder=_arrays(encoder, kept),
         decoder=_arrays(first, kept),
@@ -75,13 +82,14 @@ def export_codec(
     )
 
 
-def tables_of(bottleneck: EntropyBottleneck, latents: npt.NDArray[np.float32]) -> EntropyTables:
+def tables_of(bottleneck: EntropyBottleneck, latents: Arrays) -> EntropyTables:
     """Integer tables of a trained bottleneck.
 
     Args:
         bottleneck: the trained densities.
-        latents: real latents float32 (tiles, tokens, channels), to tell dead channels.
+        latents: real latents float32 (tiles, tokens, channels), of each grid scale, to tell dead channels.
     """
+    parts = parts_of(latents)
     bottleneck.update(force=True, update_quantiles=True)
     with torch.no_grad():
         quantiles = bottleneck.quantiles[:, 0, :]
@@ -101,22 +109,26 @@ def tables_of(bottleneck: EntropyBottleneck, latents: npt.NDArray[np.float32]) -
         first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (radius, radius)
         pmfs.append(row[first : last + 1] / max(1.0, float(row.sum())))
         offset[channel] = first - radius
-    moved = np.mean(np.rint(latents - centre) != 0, axis=(0, 1))
+    centres = np.split(centre, np.cumsum([part.shape[2] for part in parts])[:-1])
+    moved = np.concatenate(
+        [np.mean(np.rint(part - own) != 0, axis=(0, 1)) for part, own in zip(parts, centres, strict=True)]
+    )
     dead = (density[:, radius] >= 1 - _DEAD) & (moved <= _DEAD_CALIBRATION)
-    return EntropyTables.from_pmf(pmfs, offset, centre, dead, tokens=latents.shape[1])
+    return EntropyTables.from_pmf(pmfs, offset, centre, dead, tokens=max(part.shape[1] for part in parts))
 
 
 def _latents(
     model: NeuralEmbeddingCompressor, spec: InputSpec, pixels: npt.NDArray[np.float32], batch: int = 64
-) -> npt.NDArray[np.float32]:
+) -> list[npt.NDArray[np.float32]]:
+    """Of each grid scale (tiles, tokens, channels)."""
     mean = torch.tensor(spec.mean, dtype=torch.float32)[:, None, None]
     std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), batch):
             part = torch.from_numpy(np.array(pixels[start : start + batch], np.float32))
-            parts.append(model.encoder((part - mean) / std).numpy())
-    return np.concatenate(parts)
+            parts.append([latent.numpy() for latent in parts_of(model.encoder((part - mean) / std))])
+    return [np.concatenate(scale) for scale in zip(*parts, strict=True)]
 
 
 def _arrays(module: nn.Module, kept: type[np.floating[Any]]) -> dict[str, npt.NDArray[np.floating[Any]]]:

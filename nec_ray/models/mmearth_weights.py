@@ -129,10 +129,10 @@ def import_encoder(encoder: ConvNextEncoder, tensors: Mapping[str, Tensor], wher
 
 
 def import_stage(encoder: StageEncoder, decoder: StageDecoder, tensors: Mapping[str, Tensor], where: str) -> bool:
-    """Set one stage's encoder from a published checkpoint, and its decoder where the checkpoint has it.
+    """Set an encoder of some stages from a published checkpoint, and its decoder where the checkpoint has it.
 
-    The checkpoint's decoders read the last stage, in the width of the released code: a decoder of an earlier stage, or
-    of other outputs, stays as it is.
+    The checkpoint's decoders read the last stage, in the width of the released code: a decoder of an earlier stage, of
+    several, or of other outputs, stays as it is.
 
     Args:
         encoder: all of whose tensors are set.
@@ -151,7 +151,7 @@ def import_stage(encoder: StageEncoder, decoder: StageDecoder, tensors: Mapping[
     encoder.take(whole)
     wanted = decoder.decoder.state_dict()
     given = {_our_name(name).removeprefix("decoder."): tensor for name, tensor in tensors.items()}
-    fits = encoder.config.stage == STAGES and all(
+    fits = encoder.config.stages == (STAGES,) and all(
         name in given and given[name].shape == tensor.shape for name, tensor in wanted.items()
     )
     if fits:

@@ -147,15 +147,16 @@ class MpMaeDecoder(nn.Module):
         config: of the model.
         stage: whose features; the paper's is the last one, whose places are the patches. An earlier one has more
             places, of which each predicts fewer pixels; masks are whole patches still.
+        channels: of the features; the stage's where it is None.
     """
 
-    def __init__(self, config: MpMaeConfig, stage: int = STAGES) -> None:
+    def __init__(self, config: MpMaeConfig, stage: int = STAGES, channels: int | None = None) -> None:
         super().__init__()
         self.config = config
         encoder = config.encoder
         self.side, self.patch = encoder.side_of(stage), encoder.patch >> (STAGES - stage)
         dim, patch = config.decoder_dim, self.patch
-        self.proj = nn.Conv2d(encoder.dims[stage - 1], dim, 1)
+        self.proj = nn.Conv2d(channels or encoder.dims[stage - 1], dim, 1)
         self.mask_token = nn.Parameter(torch.zeros(1, dim, 1, 1))
         self.blocks = nn.ModuleDict({output.name: Block(dim) for output in config.outputs})
         self.heads = nn.ModuleDict(

@@ -1,16 +1,20 @@
 """Neural Embedding Compression (Gomes & Brunschwiler 2024, section 3): a bottleneck between encoder and decoder."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
 from compressai.entropy_models import EntropyBottleneck
 from torch import Tensor, nn
+from torch.nn import functional
 
+from nec_ray.codec import joined, parts_of
 from nec_ray.errors import InputError
 from nec_ray.models.mae import MaeConfig, MaeDecoder, MaeEncoder, random_keep
-from nec_ray.models.stages import StageConfig, StageDecoder, StageEncoder, reorder_stage
+from nec_ray.models.stages import Latent, StageConfig, StageDecoder, StageEncoder, reorder_stage
 
 Trainable = Literal["entropy", "entropy+patch", "paper", "all"]
 
@@ -26,8 +30,11 @@ class TokenEncoder(Protocol):
     def tokens(self) -> int:
         """Of a tile."""
 
-    def __call__(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+    def __call__(self, pixels: Tensor, keep: Tensor | None = None) -> Latent:
         """Latent (batch, tokens, channels), of the tokens `keep` (batch, kept) where some are masked.
+
+        Of several grid scales, a tuple of one such tensor a scale; the encoder has their channels as its attribute
+        `widths`.
 
         Where several tokens are masked together, as a patch, `keep` counts the patches, and the encoder has their
         number as its attribute `patches`.
@@ -37,7 +44,7 @@ class TokenEncoder(Protocol):
 class TokenDecoder(Protocol):
     """What the adapter needs of a decoder."""
 
-    def loss(self, latent: Tensor, keep: Tensor, pixels: Tensor) -> Tensor:
+    def loss(self, latent: Latent, keep: Tensor, pixels: Tensor) -> Tensor:
         """How far what it makes of a latent (batch, visible tokens, channels) is from the pixels.
 
         A decoder of several modalities takes their targets by name as a further argument.
@@ -62,6 +69,9 @@ class NeuralEmbeddingCompressor(nn.Module):
     The latent (batch, tokens, channels) is coded as (batch, channels, tokens, 1): one density for each embedding
     channel, shared by all tokens (NEC, section 3, "Rate Term"; Balle et al. 2018, appendix 6.1).
 
+    Where there are several grid scales, their channels follow one another, coarse first, each with as many tokens as
+    its scale has; a layer is of one scale, so that the first layers can be the coarser scales alone.
+
     Several layers are trained with nested dropout (Rippel et al. 2014, arXiv 1402.0915): each sample keeps a random
     number of the first layers, the other channels are their medians and cost nothing, so that every prefix of the
     layers is an embedding of its own. All layers are kept half of the time.
@@ -69,10 +79,13 @@ class NeuralEmbeddingCompressor(nn.Module):
     Args:
         encoder: a module that is a `TokenEncoder`.
         decoder: a module that is a `TokenDecoder`.
-        layers: channels of each layer, in order; one layer where not given.
+        layers: channels of each layer, in order; one layer a grid scale where not given.
 
     Raises:
-        InputError: the layers are not of the encoder's channels.
+        InputError: the layers are not of the encoder's channels, or one has channels of two scales.
+
+    Attributes:
+        widths: channels of each grid scale.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, layers: Sequence[int] | None = None) -> None:
@@ -80,9 +93,14 @@ class NeuralEmbeddingCompressor(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         channels = int(encoder.channels)  # type: ignore[arg-type]
-        self.layers = list(layers or [channels])
+        self.widths: list[int] = list(getattr(encoder, "widths", [channels]))
+        self.layers = list(layers or self.widths)
         if sum(self.layers) != channels or min(self.layers) < 1:
             raise InputError(f"layers of {self.layers} channels do not make up the encoder's {channels}")
+        if not set(accumulate(self.widths)) <= set(accumulate(self.layers)):
+            raise InputError(
+                f"layers of {self.layers} channels: one would hold channels of two stages, which have {self.widths}"
+            )
         self.bottleneck = EntropyBottleneck(channels)
 
     @classmethod
@@ -92,7 +110,7 @@ class NeuralEmbeddingCompressor(nn.Module):
 
     @classmethod
     def mp_mae(cls, config: StageConfig, layers: Sequence[int] | None = None) -> "NeuralEmbeddingCompressor":
-        """One of a stage of MP-MAE's encoder, which predicts its own input, with random weights."""
+        """One of stages of MP-MAE's encoder, which predicts its own input, with random weights."""
         return cls(StageEncoder(config), StageDecoder(config), layers)
 
     def forward(
@@ -125,33 +143,60 @@ class NeuralEmbeddingCompressor(nn.Module):
         return Losses(mse if beta is None else mse + beta * bits, mse, bits)
 
     def coded(
-        self, latent: Tensor, kept: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, latent: Latent, kept: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Latent, Tensor]:
         """Latent after the bottleneck, and its bits per element; in float32 whatever autocast says.
 
         Args:
-            latent: (batch, tokens, channels); uniform noise is added in training, otherwise it is rounded.
+            latent: (batch, tokens, channels), a tuple of one such tensor a grid scale where there are several; uniform
+                noise is added in training, otherwise it is rounded.
             kept: (batch,) numbers of the first layers that are kept; all where it is None.
             generator: of the noise.
         """
-        with torch.autocast(latent.device.type, enabled=False):
-            latent = latent.float()
-            medians = self.bottleneck._get_medians()[:, 0, 0].detach()
-            if self.training:
-                coded = latent + torch.rand(latent.shape, generator=generator, device=latent.device) - 0.5
-            else:
-                coded = (latent - medians).round() + medians
-            # CompressAI's forward draws its noise from the global generator; its parts are used instead.
-            values = coded.flatten(0, 1).T[:, None, :]
-            likelihood, _, _ = self.bottleneck._likelihood(values)
-            if self.bottleneck.use_likelihood_bound:
-                likelihood = self.bottleneck.likelihood_lower_bound(likelihood)
-            bits = -likelihood.log2()[:, 0].T.reshape(latent.shape)
+        parts = parts_of(latent)
+        device = parts[0].device
+        with torch.autocast(device.type, enabled=False):
+            medians = torch.split(self.bottleneck._get_medians()[:, 0, 0].detach(), self.widths)
+            coded = []
+            for part, median in zip(parts, medians, strict=True):
+                x = part.float()
+                if self.training:
+                    coded.append(x + torch.rand(x.shape, generator=generator, device=device) - 0.5)
+                else:
+                    coded.append((x - median).round() + median)
+            bits = self._bits(coded)
             if kept is not None:
-                layer = torch.repeat_interleave(torch.arange(len(self.layers)), torch.tensor(self.layers))
-                there = (layer.to(latent.device) < kept[:, None])[:, None, :]
-                coded, bits = torch.where(there, coded, medians), bits * there
-            return coded, bits.mean()
+                layer = torch.repeat_interleave(torch.arange(len(self.layers)), torch.tensor(self.layers)).to(device)
+                for n, (median, own) in enumerate(zip(medians, torch.split(layer, self.widths), strict=True)):
+                    there = (own < kept[:, None])[:, None, :]
+                    coded[n], bits[n] = torch.where(there, coded[n], median), bits[n] * there
+            return joined(coded), torch.cat([part.flatten() for part in bits]).mean()
+
+    def _bits(self, coded: Sequence[Tensor]) -> list[Tensor]:
+        """Bits of each element of the scales' latents."""
+        # CompressAI's forward draws its noise from the global generator; its parts are used instead. They take as many
+        # values of each channel: those of a scale of fewer tokens are filled up.
+        flat = [part.flatten(0, 1).T for part in coded]
+        longest = max(part.shape[1] for part in flat)
+        values = torch.cat([functional.pad(part, (0, longest - part.shape[1])) for part in flat])[:, None, :]
+        likelihood, _, _ = self.bottleneck._likelihood(values)
+        if self.bottleneck.use_likelihood_bound:
+            likelihood = self.bottleneck.likelihood_lower_bound(likelihood)
+        found = torch.split(-likelihood.log2()[:, 0], self.widths)
+        return [
+            bits[:, : part.shape[0] * part.shape[1]].T.reshape(part.shape)
+            for bits, part in zip(found, coded, strict=True)
+        ]
+
+    def layer_scales(self) -> list[int]:
+        """Of each layer, the number of the grid scale that its channels are of."""
+        ends = list(accumulate(self.widths))
+        return [bisect_left(ends, end) for end in accumulate(self.layers)]
+
+    def order_of(self, importance: Tensor) -> Tensor:
+        """The channels (channels,) by falling importance (channels,), each scale's among themselves."""
+        orders = [part.argsort(descending=True) for part in torch.split(importance, self.widths)]
+        return torch.cat([start + order for start, order in zip(accumulate([0, *self.widths]), orders, strict=False)])
 
     def _kept_layers(self, batch: int, generator: torch.Generator | None, device: torch.device | None = None) -> Tensor:
         count = len(self.layers)
@@ -166,12 +211,12 @@ def set_trainable(model: NeuralEmbeddingCompressor, trainable: Trainable, *, dec
     - `entropy`: the entropy model alone is trained; the frozen latents are only quantised and coded.
     - `entropy+patch`: and the patch embedding (MP-MAE: the initial convolution and the stem).
     - `paper`: all but all encoder blocks but the last, all decoder blocks but the first, and the position embeddings
-      (NEC, section 3, "Efficient Model Adaptation"). MP-MAE's downsampling layers stay with the blocks, and its
-      decoders have one block each.
+      (NEC, section 3, "Efficient Model Adaptation"). MP-MAE's downsampling layers stay with the blocks, its
+      decoders have one block each, and of several stages each one's last block is trained.
     - `all`: all but the position embeddings.
 
     Args:
-        model: of a masked autoencoder, or of a stage of MP-MAE.
+        model: of a masked autoencoder, or of stages of MP-MAE.
         trainable: which.
         decoder_is_new: whether the decoder has random weights, and is trained whatever is frozen besides.
     """
@@ -183,7 +228,8 @@ def set_trainable(model: NeuralEmbeddingCompressor, trainable: Trainable, *, dec
     if isinstance(encoder, StageEncoder):
         if trainable == "paper":
             encoder.requires_grad_(False)
-            list(encoder.encoder.stages[-1].children())[-1].requires_grad_(True)
+            for stage in encoder.config.stages:
+                list(encoder.encoder.stages[stage - 1].children())[-1].requires_grad_(True)
         encoder.encoder.initial_conv.requires_grad_(trainable != "entropy")
         encoder.encoder.stem.requires_grad_(trainable != "entropy")
     else:
@@ -217,7 +263,7 @@ def reorder_channels(encoder: MaeEncoder | StageEncoder, decoder: MaeDecoder | S
     Args:
         encoder: whose channel `order[i]` becomes channel i.
         decoder: that reads them.
-        order: (channels,) a permutation.
+        order: (channels,) a permutation, of several grid scales each scale's channels among themselves.
     """
     if isinstance(encoder, StageEncoder):
         assert isinstance(decoder, StageDecoder)

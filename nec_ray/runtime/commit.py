@@ -39,7 +39,7 @@ class Committer:
         self._plan = todo
         self._seconds = seconds
         self._progress = progress
-        self._metrics = EncodeMetrics(codec.id, codec.spec.tokens * codec.spec.channels)
+        self._metrics = EncodeMetrics(codec.id, codec.spec.symbols)
         self._waiting: list[Receipt] = []
         self._written: set[str] = set()
         self._last = time.monotonic()

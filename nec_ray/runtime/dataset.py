@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from nec_ray.archive import Archive, Part
+from nec_ray.codec import parts_of
 from nec_ray.errors import InputError
 from nec_ray.runtime.cluster import ray_data
 
@@ -21,7 +22,8 @@ def ray_dataset(
 ) -> "Dataset":
     """An archive's valid tiles as a Ray data set with the columns `tile_id` and `embedding`.
 
-    `embedding` is a float32 tensor (tokens, channels). Where the payloads are is looked up once, here: tasks read
+    `embedding` is a float32 tensor (tokens, channels); of several grid scales there is one a scale, `embedding_0` the
+    coarsest. Where the payloads are is looked up once, here: tasks read
     them and nothing of the index, so that all blocks are of the version that `archive` is pinned to.
 
     Args:
@@ -77,4 +79,6 @@ def _block(part: Part) -> Any:
     from ray.data.block import BlockAccessor
 
     pull = part.pull()
-    return BlockAccessor.batch_to_block({"tile_id": pull.tile_ids, "embedding": pull.embeddings})
+    scales = parts_of(pull.embeddings)
+    names = ["embedding"] if len(scales) == 1 else [f"embedding_{i}" for i in range(len(scales))]
+    return BlockAccessor.batch_to_block({"tile_id": pull.tile_ids, **dict(zip(names, scales, strict=True))})

@@ -225,7 +225,7 @@ def _account(run: Prepared, committer: Committer, seconds: float) -> Account:
         encoded=committer.committed,
         payload_bytes=counts.payload_bytes,
         bytes_per_tile=counts.payload_bytes / max(1, valid),
-        bits_per_symbol=8 * counts.payload_bytes / max(1, valid * spec.tokens * spec.channels),
+        bits_per_symbol=8 * counts.payload_bytes / max(1, valid * spec.symbols),
         raw_bytes_per_tile=counts.raw_bytes,
         raw_dtype=counts.dtypes,
         zstd_bytes_per_tile=_zstd_bytes(run.tiles.take(counts.sample)),

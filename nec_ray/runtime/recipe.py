@@ -49,17 +49,17 @@ class ModelSection(Section):
     """mae_vit: micro to large; mp_mae: atto, femto, pico, nano, tiny."""
     patch: int = Field(default=16, ge=1, le=64)
     """mp_mae: 8, 16 or 32."""
-    stages: list[Annotated[int, Field(ge=1, le=4)]] | None = Field(default=None, min_length=1, max_length=1)
-    """mp_mae: the stage whose feature map is compressed, one in this release; [4], the last, has a token a patch, each
-    earlier stage four times as many of half the channels."""
+    stages: list[Annotated[int, Field(ge=1, le=4)]] | None = Field(default=None, min_length=1, max_length=4)
+    """mp_mae: the stages whose feature maps are compressed, coarse first, such as [4, 3]; [4], the last, has a token a
+    patch, each earlier stage four times as many of half the channels. A layer of a payload is of one stage."""
     depth: int | None = Field(default=None, ge=2, le=48)
     """mae_vit: encoder blocks; those of the size where not given."""
     init: str | None = None
     """Weights to begin from: a .pth or .safetensors file, path or URL, of a published MAE or ViT (mp_mae: of MMEarth)
     or of an earlier run's OUT/weights.safetensors; random weights where not given."""
     layers: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1, max_length=64)
-    """Channels of each layer of a payload, trained so that every prefix of the layers is an embedding; one layer where
-    not given."""
+    """Channels of each layer of a payload, trained so that every prefix of the layers is an embedding; one layer, or
+    one a stage, where not given."""
     inputs: Literal["rgb", "s2"] | None = None
     """Pretraining of mp_mae: the encoder's bands, B2, B3 and B4 of Sentinel-2 or its 12 without B10; s2 where not
     given."""
@@ -143,6 +143,8 @@ class Recipe(Section):
                     "model.family mp_mae is adapted from pretrained weights; "
                     "give them as model.init, or train.pretrain_epochs"
                 )
+            if model.stages and sorted(set(model.stages), reverse=True) != model.stages:
+                raise ValueError(f"model.stages {model.stages}: each once, coarse first, such as [4, 3]")
         elif model.stages:
             raise ValueError("model.stages is for model.family mp_mae")
         for key in ("inputs", "targets", "weighting"):

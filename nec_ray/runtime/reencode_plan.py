@@ -19,7 +19,7 @@ from nec_ray.archive.datafile import DataFile
 from nec_ray.archive.index import Index
 from nec_ray.archive.layout import archive_codec, archive_spec, install_codec
 from nec_ray.archive.sql import bracketed
-from nec_ray.codec import Codec, CodecSpec, is_prefix, load_codec, truncate_codec
+from nec_ray.codec import Codec, CodecSpec, Scale, is_prefix, load_codec, scales_of, truncate_codec
 from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadQuery, CodecMismatch, InputError, RunError
 from nec_ray.runtime.choose import named_codec
@@ -184,8 +184,7 @@ def bytes_after(move: Move, selection: Selection, store: Store) -> tuple[int, bo
     """
     target = load_target(move, store, install=False)
     if move.encodes:
-        symbols = target.spec.tokens * target.spec.channels
-        return round(move.valid * symbols * target.spec.lineage.bits_per_symbol / 8), False, None
+        return round(move.valid * target.spec.symbols * target.spec.lineage.bits_per_symbol / 8), False, None
     source = archive_codec(store, move.source)
     rows = _sample(move, selection, Index(store))
     done = transcode(rows, store, source, target, write=False)
@@ -292,11 +291,19 @@ def _check_transcodable(rule: Rule, codec_id: str, source: CodecSpec, target: Co
     again = "encode them again from pixels (--from-tiles CATALOG, or `tiles` in a policy)"
     if source.encoder_id != target.encoder_id:
         raise CodecMismatch(f"{pair} were made by another encoder than that of codec {target.id[:12]}; {again}")
-    if source.grid != target.spec.grid or source.channels < target.spec.channels:
+    held, needed = scales_of(source.grid, source.layers), target.scales()
+    fits = len(held) >= len(needed) and all(
+        there.grid == scale.grid and np.array_equal(there.rows[: len(scale.rows)], scale.rows)
+        for there, scale in zip(held, needed, strict=False)
+    )
+    if not fits:
         raise CodecMismatch(
-            f"{pair} hold {source.channels} channels of {source.grid[0]} x {source.grid[1]} tokens, codec "
-            f"{target.id[:12]} needs {target.spec.channels} of {target.spec.grid[0]} x {target.spec.grid[1]}; {again}"
+            f"{pair} hold {_described(held)}, codec {target.id[:12]} needs {_described(needed)}; {again}"
         )
+
+
+def _described(scales: Sequence[Scale]) -> str:
+    return " and ".join(f"{len(scale.rows)} channels of {scale.grid[0]} x {scale.grid[1]} tokens" for scale in scales)
 
 
 def _owners(

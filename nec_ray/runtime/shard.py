@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from nec_ray.archive.pack import write_pack
-from nec_ray.codec import Codec, CodecSpec
+from nec_ray.codec import Arrays, Codec, CodecSpec
 from nec_ray.runtime.plan import Shard
 from nec_ray.storage import Store
 from nec_ray.tiles import TileBatch, read_tiles
@@ -64,8 +63,11 @@ def read_shard(shard: Shard, codec: CodecSpec, broken: Mapping[int, str] | None 
     )
 
 
-def pack_shard(shard: Shard, batch: TileBatch, symbols: npt.NDArray[np.int32], codec: Codec, archive: Store) -> Receipt:
-    """Entropy-code the symbols int32 (valid tiles, tokens, channels) of a shard and write its pack."""
+def pack_shard(shard: Shard, batch: TileBatch, symbols: Arrays, codec: Codec, archive: Store) -> Receipt:
+    """Entropy-code the symbols int32 (valid tiles, tokens, channels) of a shard and write its pack.
+
+    Where the codec has several grid scales, they are a tuple of one such array a scale.
+    """
     payloads: list[bytes | None] = [None] * shard.rows.num_rows
     lengths: list[Sequence[int] | None] = [None] * shard.rows.num_rows
     pooled: list[Sequence[int] | None] = [None] * shard.rows.num_rows
@@ -98,7 +100,7 @@ def serially(shards: Iterable[Shard], codec: Codec, archive: Store) -> Iterator[
 
 def _index_rows(shard: Shard, batch: TileBatch, codec: Codec, pooled: Sequence[Sequence[int] | None]) -> pa.Table:
     n = shard.rows.num_rows
-    rows, cols = codec.spec.grid
+    rows, cols = codec.spec.token_grid
     is_valid = np.zeros(n, bool)
     is_valid[batch.valid] = True
     now = datetime.now(UTC)

@@ -120,10 +120,10 @@ def initial_model(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
 
 
 def _initial_mp_mae(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
-    """As `initial_model`, of a stage of MP-MAE's encoder."""
+    """As `initial_model`, of stages of MP-MAE's encoder."""
     import torch
 
-    from nec_ray.models.convnext import SIZES, ConvNextConfig
+    from nec_ray.models.convnext import SIZES, STAGES, ConvNextConfig
     from nec_ray.models.mmearth_weights import import_stage
     from nec_ray.models.nec import NeuralEmbeddingCompressor
     from nec_ray.models.published import read_checkpoint
@@ -132,7 +132,7 @@ def _initial_mp_mae(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
     assert recipe.model.init  # the recipe says so
     tensors = read_checkpoint(recipe.model.init)
     encoder = ConvNextConfig(size=recipe.data.size, patch=recipe.model.patch, bands=bands, **SIZES[recipe.model.size])
-    config = StageConfig(encoder, *(recipe.model.stages or []))
+    config = StageConfig(encoder, tuple(recipe.model.stages or [STAGES]))
     torch.manual_seed(recipe.train.seed)
     model = NeuralEmbeddingCompressor.mp_mae(config, recipe.model.layers)
     decoder = import_stage(model.encoder, model.decoder, tensors, recipe.model.init)  # type: ignore[arg-type]
@@ -162,6 +162,7 @@ class _Worker:
         import torch
         import torch.distributed as dist
 
+        from nec_ray.codec import parts_of
         from nec_ray.models.nec import reorder_channels
 
         if len(self._model.layers) == 1:
@@ -171,11 +172,11 @@ class _Worker:
         with torch.inference_mode():
             for start in range(0, len(chosen), 64):
                 part = torch.from_numpy(self._pixels[chosen[start : start + 64]].astype(np.float32))
-                variance += self._model.eval().encoder(part.to(self._device)).var(dim=(0, 1))
+                latents = parts_of(self._model.eval().encoder(part.to(self._device)))
+                variance += torch.cat([latent.var(dim=(0, 1)) for latent in latents])
         if self._world > 1:
             dist.all_reduce(variance)
-        order = variance.argsort(descending=True)
-        reorder_channels(self._model.encoder, self._model.decoder, order)
+        reorder_channels(self._model.encoder, self._model.decoder, self._model.order_of(variance))
 
     def begin_phase(self, *, adapting: bool, decoder_is_new: bool) -> None:
         """Free what this phase trains, and begin its optimiser."""

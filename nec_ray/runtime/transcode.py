@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from nec_ray.archive.layout import archive_codec
 from nec_ray.archive.pack import write_pack
 from nec_ray.archive.payloads import decode, fetch, references
-from nec_ray.codec import Codec, Payloads, is_prefix
+from nec_ray.codec import Arrays, Codec, Payloads, is_prefix, joined, parts_of
 from nec_ray.errors import CorruptPayload
 from nec_ray.runtime.cluster import RETRIES, broke_off, connect, raise_own, ray_data
 from nec_ray.runtime.messages import from_ipc, to_ipc
@@ -45,7 +45,8 @@ class Loss:
     count as their median. Loss before, of the old embeddings to the encoder's latents, is not in it.
     """
 
-    tokens: int
+    tokens: int | npt.NDArray[np.float64]
+    """(channels,), or one number for all of them: of several grid scales each channel has as many as its scale."""
     squared_error: float
     total: npt.NDArray[np.float64]
     """(channels,) sum of the old symbols."""
@@ -55,7 +56,7 @@ class Loss:
     @property
     def distortion(self) -> float | None:
         """Share of the variance that is lost; None without tiles, infinite where there was no variance to lose."""
-        if not self.tokens:
+        if not np.any(self.tokens):
             return None
         # Symbols are embeddings less a constant a channel, and integers: their sums are exact.
         variance = float(np.sum(self.squares - self.total**2 / self.tokens))
@@ -74,18 +75,19 @@ class Loss:
     @classmethod
     def none(cls, channels: int) -> "Loss":
         """Of no tile."""
-        return cls(0, 0.0, np.zeros(channels), np.zeros(channels))
+        return cls(np.zeros(channels), 0.0, np.zeros(channels), np.zeros(channels))
 
     def to_bytes(self) -> bytes:
         """As float64 numbers."""
-        return np.concatenate([[self.tokens, self.squared_error], self.total, self.squares]).tobytes()
+        tokens = np.broadcast_to(self.tokens, self.total.shape)
+        return np.concatenate([[self.squared_error], tokens, self.total, self.squares]).tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Loss":
         """The reverse of `to_bytes`."""
         numbers = np.frombuffer(data, np.float64)
-        total, squares = np.split(numbers[2:], 2)
-        return cls(int(numbers[0]), float(numbers[1]), total, squares)
+        tokens, total, squares = np.split(numbers[1:], 3)
+        return cls(tokens, float(numbers[0]), total, squares)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def transcode(
         rows: index rows (schema index.json), all of codec `source`.
         store: the archive.
         source: the codec that they are under.
-        target: the one to bring them under, of the same encoder and grid, of no more channels.
+        target: the one to bring them under, of the same encoder and grid, of no more channels of each grid scale.
         write: write the pack; otherwise the rows returned name no payload, but tell its size.
         threads: how many the coder may use; all the cores this process may use where it is None.
 
@@ -141,7 +143,7 @@ def transcode(
     loss, prefix = Loss.none(source.spec.channels), is_prefix(target, source)
     wanted = references([ids[i] for i in valid], rows["payload"].take(pa.array(valid)))
     for batch in fetch(store, wanted):
-        step = max(1, _SYMBOLS // (source.spec.tokens * source.spec.channels))
+        step = max(1, _SYMBOLS // source.spec.symbols)
         for start in range(0, len(batch.number), step):
             numbers = valid[batch.number[start : start + step]]
             given = batch.payloads[start : start + step]
@@ -247,7 +249,7 @@ def _decode(
     codec: Codec,
     damaged: dict[str, str],
     threads: int | None,
-) -> tuple[npt.NDArray[np.int32], list[int]]:
+) -> tuple[Arrays, list[int]]:
     """Symbols of the payloads that decode, and which of `good` these are; the others are added to `damaged`."""
     while True:
         names = [ids[n] for n in good]
@@ -260,33 +262,43 @@ def _decode(
             good = good[: error.payload] + good[error.payload + 1 :]
 
 
-def _cut(
-    payloads: Payloads, symbols: npt.NDArray[np.int32], source: Codec, target: Codec, _threads: int | None
-) -> _Made:
+def _cut(payloads: Payloads, symbols: Arrays, source: Codec, target: Codec, _threads: int | None) -> _Made:
     """The first bytes of each payload; of the whole embedding and on the same axes, the pooled vectors stay."""
     kept = source.layer_lengths(payloads)[:, : len(target.spec.layers)]
     made = [payload[:n] for payload, n in zip(payloads, kept.sum(axis=1).tolist(), strict=True)]
-    return _Made(made, kept.tolist(), [], _loss(symbols, target.spec.channels, 0.0))
+    return _Made(made, kept.tolist(), [], _loss(source, symbols, target, 0.0))
 
 
-def _requantise(
-    _payloads: Payloads, symbols: npt.NDArray[np.int32], source: Codec, target: Codec, threads: int | None
-) -> _Made:
+def _requantise(_payloads: Payloads, symbols: Arrays, source: Codec, target: Codec, threads: int | None) -> _Made:
     """Embeddings moved to the other codec's medians, rounded again as the encoder's latents are, and coded."""
-    channels = target.spec.channels
-    old = source.dequantise(symbols)[:, :, :channels]
-    moved = np.clip(np.rint(old - target.tables.median), -_LARGEST, _LARGEST).astype(np.int32)
+    scales, median = target.scales(), target.tables.median
+    old = [
+        part[:, :, : len(scale.rows)]
+        for part, scale in zip(parts_of(source.dequantise(symbols)), scales, strict=False)  # maybe fewer
+    ]
+    moved = joined(
+        np.clip(np.rint(part - median[scale.rows]), -_LARGEST, _LARGEST).astype(np.int32)
+        for part, scale in zip(old, scales, strict=True)
+    )
     made = target.compress(moved, threads=threads)
-    error = float(np.sum((old.astype(np.float64) - target.dequantise(moved)) ** 2))
+    new = parts_of(target.dequantise(moved))
+    error = sum(float(np.sum((a.astype(np.float64) - b) ** 2)) for a, b in zip(old, new, strict=True))
     lengths = target.layer_lengths(made).tolist()
-    return _Made(made, lengths, target.pool(moved).tolist(), _loss(symbols, channels, error))
+    return _Made(made, lengths, target.pool(moved).tolist(), _loss(source, symbols, target, error))
 
 
-def _loss(symbols: npt.NDArray[np.int32], channels: int, error: float) -> Loss:
-    """Loss of tiles of which `channels` are kept, with a squared error of `error`."""
-    flat = symbols.reshape(-1, symbols.shape[2]).astype(np.float64)
-    squares = np.einsum("ij,ij->j", flat, flat)
-    return Loss(len(flat), error + float(squares[channels:].sum()), flat.sum(axis=0), squares)
+def _loss(source: Codec, symbols: Arrays, target: Codec, error: float) -> Loss:
+    """Loss of tiles of which the target's channels are kept, with a squared error of `error`."""
+    tokens, total, squares = np.zeros((3, source.spec.channels))
+    for part, scale in zip(parts_of(symbols), source.scales(), strict=True):
+        flat = part.reshape(-1, part.shape[2]).astype(np.float64)
+        tokens[scale.rows] = len(flat)
+        total[scale.rows] = flat.sum(axis=0)
+        squares[scale.rows] = np.einsum("ij,ij->j", flat, flat)
+    left_out = np.ones(source.spec.channels, bool)
+    for kept, scale in zip(target.scales(), source.scales(), strict=False):
+        left_out[scale.rows[: len(kept.rows)]] = False
+    return Loss(tokens, error + float(squares[left_out].sum()), total, squares)
 
 
 def _new_rows(rows: pa.Table, source: Codec, target: Codec, pooled: Sequence[Any]) -> pa.Table:
@@ -299,7 +311,17 @@ def _new_rows(rows: pa.Table, source: Codec, target: Codec, pooled: Sequence[Any
         "encoded_from": [source.id] * rows.num_rows,
         "pooled": pooled,
     }
+    if source.spec.token_grid != target.spec.token_grid:
+        columns |= _coarser(rows, source.spec.token_grid, target.spec.token_grid)
     for name, values in columns.items():
         at = rows.schema.get_field_index(name)
         rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
     return rows
+
+
+def _coarser(rows: pa.Table, old: tuple[int, int], new: tuple[int, int]) -> dict[str, list[Any]]:
+    """The columns `grid` and `transform` of tiles whose finest token grid was `old` and is `new`."""
+    x, y = old[1] / new[1], old[0] / new[0]
+    transforms = [t and [t[0] * x, t[1] * y, t[2], t[3] * x, t[4] * y, t[5]] for t in rows["transform"].to_pylist()]
+    grids = [grid and {"rows": new[0], "cols": new[1]} for grid in rows["grid"].to_pylist()]
+    return {"grid": grids, "transform": transforms}

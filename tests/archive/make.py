@@ -16,7 +16,7 @@ from nec_ray.archive.pack import write_pack
 from nec_ray.codec import Codec, load_codec
 from nec_ray.contracts import arrow_schema
 from nec_ray.storage import Store
-from tests.codec.make import SCALES, laplacian_symbols, make_codec
+from tests.codec.make import SCALES, laplacian_symbols, make_codec, scaled_symbols
 
 TOKENS = 16
 
@@ -90,7 +90,34 @@ def filled_archive(folder: Path, tiles: int = 40, url: str | None = None) -> Mad
     return made
 
 
-def damage(made: Made, tile_id: str) -> None:
+@dataclass
+class MadeOfScales:
+    url: str
+    store: Store
+    index: Index
+    codec: Codec
+    symbols: dict[str, tuple[npt.NDArray[np.int32], ...]]
+    """What was encoded, by tile id: an array a scale."""
+
+
+def scaled_archive(folder: Path, tiles: int = 12) -> MadeOfScales:
+    """Tiles t00, t01, ... of 4 tokens x 14 channels, in layers of 8 and 6, and 16 x 10, in a third."""
+    layers, scales = (8, 6, 10), (2, 2, 1)
+    make_codec(folder / "codec", layers=layers, scales=scales)
+    codec, store = load_codec(folder / "codec"), Store(folder / "archive")
+    create_archive(store, ArchiveInfo(licence="CC0", attribution="nobody"))
+    install_codec(store, codec)
+    index = Index(store)
+    index.create()
+    symbols = scaled_symbols(np.random.default_rng(1), layers, scales, [4, 4, 16], tiles)
+    payloads = codec.compress(symbols)
+    ids = [f"t{i:02}" for i in range(tiles)]
+    lengths = codec.layer_lengths(payloads).tolist()
+    index.append(index.version(), write_pack(store, codec.id, index_rows(ids, codec.id), list(payloads), lengths))
+    return MadeOfScales(store.url, store, index, codec, dict(zip(ids, zip(*symbols, strict=True), strict=True)))
+
+
+def damage(made: Made | MadeOfScales, tile_id: str) -> None:
     """Change a bit in a tile's payload."""
     [(name, offset)] = (
         open_archive(made.url)

@@ -85,21 +85,40 @@ def make_codec(
     *,
     grid: tuple[int, int] = (4, 4),
     layers: tuple[int, ...] = (24,),
+    scales: tuple[int, ...] | None = None,
     size: int = 32,
     seed: int = 0,
 ) -> str:
-    """A codec directory over `SCALES` whose encoder and decoder are random arrays."""
+    """A codec directory over `SCALES` whose encoder and decoder are random arrays; `scales` are those of the layers."""
     rng = np.random.default_rng(seed)
+    tokens = [-(-grid[0] // scale) * -(-grid[1] // scale) for scale in scales or [1] * len(layers)]
     return write_codec(
         folder,
         family="mae_vit",
         architecture={"dim": 24, "patch": size // grid[0]},
         input=InputSpec(bands=["red", "green", "blue"], mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0], size=size),
         grid=grid,
-        layers=[LayerSpec(channels=n, tokens=grid[0] * grid[1]) for n in layers],
+        layers=[
+            LayerSpec(channels=n, tokens=t, scale=scale)
+            for n, t, scale in zip(layers, tokens, scales or [1] * len(layers), strict=True)
+        ],
         lineage=Lineage(data="synthetic", licence="none", beta=0.1, bits_per_symbol=1.0),
         tables=laplacian_tables(SCALES),
         encoder={"weight": rng.standard_normal((3, 24)).astype(np.float32)},
         decoder={"weight": rng.standard_normal((24, 8)).astype(np.float32)},
-        calibration=laplacian_symbols(rng, SCALES, 40, grid[0] * grid[1]),
+        calibration=laplacian_symbols(rng, SCALES, 40, grid[0] * grid[1])
+        if not scales
+        else scaled_symbols(rng, layers, scales, tokens, 40),
     )
+
+
+def scaled_symbols(
+    rng: np.random.Generator, layers: tuple[int, ...], scales: tuple[int, ...], tokens: list[int], tiles: int
+) -> tuple[npt.NDArray[np.int32], ...]:
+    """Symbols of layers of several grid scales, an array a scale in the order in which the scales appear."""
+    ends = np.cumsum(layers)
+    made = [
+        laplacian_symbols(rng, SCALES[end - n : end], tiles, t) for n, end, t in zip(layers, ends, tokens, strict=True)
+    ]
+    order = list(dict.fromkeys(scales))
+    return tuple(np.concatenate([m for m, s in zip(made, scales, strict=True) if s == one], axis=2) for one in order)

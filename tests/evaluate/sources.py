@@ -24,6 +24,10 @@ class MemoryPull:
     encoder_id: str
     n_bytes: npt.NDArray[np.int64]
 
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        return (self.grid,)
+
 
 @dataclass
 class MemorySource:

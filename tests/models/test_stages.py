@@ -28,7 +28,7 @@ CLIMATE = Output("era5", "image", "continuous", 12)
 
 
 def stage_of(stage: int) -> StageConfig:
-    return StageConfig(SIZES, stage, decoder_dim=8)
+    return StageConfig(SIZES, (stage,), decoder_dim=8)
 
 
 def compressor(stage: int, layers: list[int] | None = None) -> NeuralEmbeddingCompressor:
@@ -215,11 +215,11 @@ def test_the_exported_codec_embeds_as_the_model_does(tmp_path: Path, stage: int,
     ("change", "says"),
     [
         ({"stage": 3}, "contradict each other"),
-        ({"stage": 9}, "not that of a stage of MP-MAE"),
-        ({"dim": 10**9}, "not that of a stage of MP-MAE"),
-        ({"decoder_dim": 10**9}, "not that of a stage of MP-MAE"),
-        ({"heads": 3}, "not that of a stage of MP-MAE"),
-        ({"stage": None}, "not that of a stage of MP-MAE"),
+        ({"stage": 9}, "not that of stages of MP-MAE"),
+        ({"dim": 10**9}, "not that of stages of MP-MAE"),
+        ({"decoder_dim": 10**9}, "not that of stages of MP-MAE"),
+        ({"heads": 3}, "not that of stages of MP-MAE"),
+        ({"stage": None}, "not that of stages of MP-MAE"),
         ({"depth_4": 1}, "does not fit its architecture"),
     ],
 )
@@ -253,7 +253,7 @@ def test_sizes_and_outputs_that_cannot_be_are_refused() -> None:
     with pytest.raises(InputError, match="stage 5 is none of 1 to 4"):
         stage_of(5)
     with pytest.raises(InputError, match="decoder_dim 0 is out of range"):
-        StageConfig(SIZES, 4, 0)
+        StageConfig(SIZES, (4,), 0)
     for outputs in ((CLIMATE,), (replace(OPTICAL, channels=12),)):
         with pytest.raises(InputError, match="first output must be sentinel2 of 3 bands"):
             StageDecoder(stage_of(4), outputs)

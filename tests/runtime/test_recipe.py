@@ -93,6 +93,7 @@ def test_packaged_recipes_are_valid(name: str) -> None:
         (["model.targets=all"], "model.targets is for the pretraining of model.family mp_mae"),
         (["train.pretrain_epochs=5", "model.inputs=s3"], "model.inputs"),
         (["model.stages=[3, 4]"], "model.stages"),
+        (["model.stages=[4, 4]"], "each once, coarse first"),
         (["model.stages=[5]"], "model.stages"),
         (["model.family=mae_vit"], "model.size atto is none of mae_vit"),
         (["model.family=mae_vit", "model.size=tiny", "model.stages=[4]"], "model.stages is for model.family mp_mae"),
@@ -103,6 +104,7 @@ def test_what_mp_mae_cannot_be_is_refused(tmp_path: Path, overrides: list[str], 
     model = '[model]\nfamily = "mp_mae"\nsize = "atto"\npatch = 8\ninit = "w.pth"\n'
     path.write_text(MINIMAL + model + "[train]\npretrain_epochs = 0\n")
     assert read_recipe(path, ["model.stages=[3]"]).model.stages == [3]
+    assert read_recipe(path, ["model.stages=[4, 2]"]).model.stages == [4, 2]
     with pytest.raises(BadRecipe, match=re.escape(message)) as caught:
         read_recipe(path, overrides)
     assert "\n" not in str(caught.value)

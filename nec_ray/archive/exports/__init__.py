@@ -51,7 +51,8 @@ def export(
         `channels`, and what the format adds.
 
     Raises:
-        InputError: `out` is there, or its folder is not; no valid tile fits; the codec has fewer layers.
+        InputError: `out` is there, or its folder is not; no valid tile fits; the codec has fewer layers, or layers
+            of other token grids than its finest.
         BadQuery: the condition does not parse.
         MixedCodecs: the tiles have embeddings of several encoders, or of several shapes.
         CorruptPayload: a payload fails its checksum; the message names the tile.

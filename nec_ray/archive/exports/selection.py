@@ -1,5 +1,6 @@
 """The tiles of an export: checked for one encoder, in Hilbert order, taken batch by batch."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,7 +16,7 @@ from nec_ray.archive.archive import Archive
 from nec_ray.archive.hints import nothing_fits
 from nec_ray.archive.kind import common_layers
 from nec_ray.codec import Codec
-from nec_ray.errors import without_secrets
+from nec_ray.errors import InputError, without_secrets
 from nec_ray.tiles.hilbert import spatial_order
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -48,7 +49,12 @@ class Selection:
     @property
     def tokens(self) -> int:
         """Tokens of a tile."""
-        return self.codec.spec.tokens
+        return math.prod(self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns of a tile."""
+        return self.codec.spec.token_grid
 
     @property
     def channels(self) -> int:
@@ -95,7 +101,7 @@ class Selection:
             "archive_version": self.archive.version,
             "codec_ids": [codec.id for codec in self.codecs],
             "encoder_id": self.codec.encoder_id,
-            "grid": list(self.codec.spec.grid),
+            "grid": list(self.grid),
             "layers": self.layers,
             "licence": self.archive.info.licence,
             "attribution": self.archive.info.attribution,
@@ -107,7 +113,7 @@ class Selection:
 
     def patch(self) -> list[int]:
         """Rows and columns of pixels, of the encoder's input, for which a token stands."""
-        return [self.codec.spec.input.size // side for side in self.codec.spec.grid]
+        return [self.codec.spec.input.size // side for side in self.grid]
 
     def source(self) -> str:
         """URL of what the tiles' sources share: the one file, or the folder around them all; else the index."""
@@ -125,7 +131,7 @@ def select(archive: Archive, where: str | None, layers: int | None) -> Selection
 
     Raises:
         BadQuery: the condition does not parse.
-        InputError: no valid tile fits, or the codec has fewer layers.
+        InputError: no valid tile fits, the codec has fewer layers, or the layers are of other grids than its finest.
         MixedCodecs: the tiles have embeddings of several encoders, or of several shapes.
     """
     rows = archive.rows(["tile_id", "status", "bbox", "acquired_at"], where)
@@ -137,6 +143,13 @@ def select(archive: Archive, where: str | None, layers: int | None) -> Selection
         raise nothing_fits(archive, where or "true", "export")
     codecs = archive.codecs(where)
     chosen = common_layers(archive.url, {codec.id: codec.spec for codec in codecs}, layers)
+    grids = [scale.grid for scale in codecs[0].scales(len(chosen))]
+    if any(grids != [codec.spec.token_grid] for codec in codecs):
+        # One array and one grid a store, and the index's transforms are those of each codec's finest grid.
+        raise InputError(
+            f"{archive.url}: layers of the token grids {', '.join(f'{r} x {c}' for r, c in grids)}; exports hold one "
+            "grid, the finest of the codec: use `nec pull`, which writes an array a grid"
+        )
     rows = rows.take(pa.array(spatial_order(rows)))
     return Selection(archive, where, rows, skipped, codecs, len(chosen))
 

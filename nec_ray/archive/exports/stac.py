@@ -112,7 +112,7 @@ def _file_name(tile_id: str, number: int) -> str:
 def _collection(selection: Selection) -> dict[str, Any]:
     info, codec = selection.archive.info, selection.codec
     name = re.sub(r"[^A-Za-z0-9._]+", "-", selection.archive.url.rpartition("/")[2]).strip("-") or "archive"
-    rows, cols = codec.spec.grid
+    rows, cols = selection.grid
     collection: dict[str, Any] = {
         "type": "Collection",
         "stac_version": STAC_VERSION,

@@ -107,7 +107,7 @@ def _properties(row: dict[str, Any], selection: Selection, base: str) -> dict[st
     if row["crs"] and re.fullmatch(r"[A-Z]+:[0-9A-Za-z]+", row["crs"]) and row["transform"]:
         properties["proj:code"] = row["crs"]
         properties["proj:transform"] = row["transform"]
-        properties["proj:shape"] = list(selection.codec.spec.grid)
+        properties["proj:shape"] = list(selection.grid)
     return properties
 
 
