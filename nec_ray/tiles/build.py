@@ -1,9 +1,9 @@
-"""Builds tile catalogs from what providers have: GeoTIFFs, images, folders of them, Zarr v3, MMEarth's HDF5."""
+"""Builds tile catalogs from what providers have: GeoTIFFs, images, folders of them, STAC, Zarr v3, MMEarth's HDF5."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadSource, InputError, NotFound
 from nec_ray.storage import Store, normalise_url
 from nec_ray.tiles.catalog import Catalog, CatalogMetadata
-from nec_ray.tiles.rows import is_hdf5, is_stack, unreadable_row
+from nec_ray.tiles.rows import is_hdf5, is_stac, is_stack, unreadable_row
 
 _TIFFS = (".tif", ".tiff")
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -43,18 +43,22 @@ def build_catalog(
     each. A folder of JPEG or PNG images gives one tile an image, or such windows of each where `tile_size` is
     given; its folder's name is the label. A Zarr v3 array of rows and columns, with bands and times, gives windows of
     every time, as does a group whose arrays are one band each. A file of MMEarth's gives one tile a sample, with its
-    Sentinel-2 bands.
+    Sentinel-2 bands. A STAC Catalog, Collection, Item or ItemCollection (JSON), or stac-geoparquet, gives windows of
+    each item's GeoTIFFs: see `nec_ray.tiles.stac` for what is followed, `stac_bands` for names and units, `assets` for
+    bands of different resolution.
 
     Args:
         source: a file or folder, as path or URL.
-        tile_size: pixels a side of a window; where it is None, 64 for GeoTIFFs and Zarr, and other images stay whole.
-        bands: names of the bands, in order, for sources that have none; of a Zarr group, the arrays to take.
+        tile_size: pixels a side of a window; where it is None, 64 for GeoTIFFs, STAC and Zarr, and other images stay
+            whole.
+        bands: names of the bands, in order, for sources that have none; of a Zarr group, the arrays to take; of STAC,
+            the bands to take, by common name, band name or asset, where it is None those that have a common name.
         nodata: value that marks missing pixels, where the file does not say.
         sensor: platform or instrument.
         acquired_at: time of acquisition, UTC.
         title: of the catalog; the source's name where it is None.
-        licence: of the imagery; carried into archives.
-        attribution: whom to name; carried into archives.
+        licence: of the imagery, where STAC does not say or otherwise than it says; carried into archives.
+        attribution: whom to name, likewise; carried into archives.
         progress: called with (files done, files).
 
     Raises:
@@ -71,6 +75,8 @@ def build_catalog(
     how = _How(tile_size, bands, nodata, sensor, acquired_at)
     if is_stack(url):
         return Catalog(_stack(url, how), metadata)
+    if is_stac(url):
+        return _stac(url, how, metadata, progress)
     store, names = _files(url)
     stems = Counter(name.rpartition(".")[0] for name in names)
     rows: list[dict[str, Any]] = []
@@ -92,9 +98,9 @@ def build_catalog(
     return Catalog(_table(rows), metadata)
 
 
-def _table(rows: Iterable[dict[str, Any]], extra: Sequence[str] = ()) -> pa.Table:
-    """The rows as a catalog's columns, and some of texts; a part at a time, since there may be millions."""
-    schema = pa.schema([*arrow_schema("catalog.json"), *((name, pa.string()) for name in extra)])
+def _table(rows: Iterable[dict[str, Any]], extra: Iterable[pa.Field] = ()) -> pa.Table:
+    """The rows as a catalog's columns, and some more; a part at a time, since there may be millions."""
+    schema = pa.schema([*arrow_schema("catalog.json"), *extra])
     rows = iter(rows)
     parts = [schema.empty_table()]
     while part := list(islice(rows, _PART)):
@@ -112,10 +118,22 @@ def _stack(url: str, how: "_How") -> pa.Table:
         if said := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{url}: MMEarth's file says its {', '.join(said)} itself; leave that out")
         folder, _, name = url.rpartition("/")
-        return _table(mmearth_rows(Store(folder or "/"), name), EXTRA_COLUMNS)
+        return _table(mmearth_rows(Store(folder or "/"), name), [pa.field(one, pa.string()) for one in EXTRA_COLUMNS])
     from nec_ray.tiles.zarr_rows import zarr_windows
 
     return _table(zarr_windows(url, **how.of_windows()))
+
+
+def _stac(url: str, how: "_How", metadata: CatalogMetadata, progress: Progress | None) -> Catalog:
+    """Of STAC's items; their terms hold where the user states none."""
+    from nec_ray.tiles.stac import Items
+    from nec_ray.tiles.stac_rows import stac_windows
+
+    items = Items(url)
+    rows = stac_windows(items, progress=progress, **how.of_windows())
+    table = _table(rows, arrow_schema("catalog.json", "optional_columns"))
+    licence, attribution = metadata.licence or items.licence, metadata.attribution or items.attribution
+    return Catalog(table, replace(metadata, licence=licence, attribution=attribution))
 
 
 def _files(url: str) -> tuple[Store, list[str]]:

@@ -37,7 +37,7 @@ def place_of(crs: CRS | None, transform: Any, width: int, height: int, where: st
     return {
         "geometry": _wkb(ring[::_EDGE_POINTS]),
         "bbox": _bounds(ring),
-        "crs": _crs_name(crs),
+        "crs": crs_name(crs),
         "transform": list(transform)[:6],
     }
 
@@ -75,7 +75,8 @@ def _bounds(ring: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 @functools.lru_cache(maxsize=64)
-def _crs_name(crs: CRS) -> str:
+def crs_name(crs: CRS) -> str:
+    """`EPSG:` and its code, else WKT."""
     code = crs.to_epsg()
     return f"EPSG:{code}" if code else str(crs.to_wkt())
 

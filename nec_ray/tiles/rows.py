@@ -10,6 +10,7 @@ _USUAL = ("red", "green", "blue")
 _WINDOW = re.compile(r"(.+)/y(\d{5,})_x(\d{5,})", re.DOTALL | re.ASCII)
 
 _HDF5 = (".h5", ".hdf5")
+_STAC = (".json", ".geojson", ".parquet", ".geoparquet")
 
 
 def is_hdf5(source: str) -> bool:
@@ -25,6 +26,11 @@ def is_zarr(source: str) -> bool:
 def is_stack(source: str) -> bool:
     """Whether a source may hold several images, so that `#n` behind it is a number and no part of a name."""
     return is_hdf5(source) or is_zarr(source)
+
+
+def is_stac(source: str) -> bool:
+    """Whether a source is a STAC document or stac-geoparquet: by its name, which is that of no other source."""
+    return source.lower().endswith(_STAC)
 
 
 def stack_number(source: str) -> int:
