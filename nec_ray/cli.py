@@ -135,6 +135,8 @@ def tiles_build(
     as_json: Json = False,
 ) -> None:
     """Build a tile catalog."""
+    import pyarrow.compute as pc
+
     from nec_ray.tiles import build_catalog, write_catalog
 
     with progress_bar("reading tiles", as_json) as advance:
@@ -156,6 +158,8 @@ def tiles_build(
     damaged = sum(
         share is None and source.lower().endswith((".tif", ".tiff")) for source, share in zip(*columns, strict=True)
     )
+    if "assets" in catalog.table.column_names:
+        damaged += pc.sum(pc.equal(pc.list_value_length(catalog.table["assets"]), 0)).as_py() or 0
     if damaged:
         facts["unreadable_tiles"] = damaged  # encoding records each with its reason
     print_facts(facts, as_json)

@@ -35,6 +35,9 @@ _FOLLOWED = ("child", "item")
 _PARQUET = (".parquet", ".geoparquet")
 _TABLE_ONLY = {"type", "stac_version", "stac_extensions", "id", "geometry", "bbox", "links", "assets", "collection"}
 """Columns of stac-geoparquet that are no properties."""
+_ODD_ADDRESS = re.compile(r"[\d.]*|0x[0-9a-fx.]*")
+"""An IPv4 address as one number, in hexadecimal or with parts left out."""
+_MOST_TERMS = 20
 _UNSTATED = ("proprietary", "other", "various")
 """What STAC writes where no SPDX identifier fits: the terms are behind a link."""
 
@@ -98,12 +101,11 @@ class Items:
                 raise BadSource(f"{where} lies outside the catalog's folder {self._root}; give a catalog beside it")
             return url
         scheme, _, rest = url.partition("://")
-        host = rest.partition("/")[0]
         if scheme not in {"http", "https", "s3"}:
             raise BadSource(f"{where} is neither on a web server nor on S3; copy it to one, or below the catalog")
-        if scheme != "s3" and ("?" in url or "#" in url or "@" in host):
+        if scheme != "s3" and ("?" in url or "#" in url or "@" in rest.partition("/")[0]):
             raise BadSource(f"{where} is signed: it would stand in the catalog and run out; name it without")
-        if scheme != "s3" and _is_private(host) and host != self.url.partition("://")[2].partition("/")[0]:
+        if scheme != "s3" and _is_private(_host(url)) and _host(url) != _host(self.url):
             raise BadSource(f"{where} is on a machine of the local network, and the catalog is not; serve both there")
         return url
 
@@ -119,14 +121,15 @@ class Items:
                         elif document.get("type") == "FeatureCollection":
                             yield from self._features(document, url)
                         else:
-                            level += [link for link in self._links(document, url) if link not in seen]
-                            level = list(dict.fromkeys(level))
-                            if len(seen) + len(level) > _MOST_DOCUMENTS:
+                            for link in self._links(document, url):
+                                if link not in seen:
+                                    seen.add(link)
+                                    level.append(link)
+                            if len(seen) > _MOST_DOCUMENTS:
                                 raise BadSource(
                                     f"{self.url}: links to more than {_MOST_DOCUMENTS:,} documents; "
                                     "give a part of it, or stac-geoparquet"
                                 )
-                seen |= set(level)
 
     def _features(self, document: dict[str, Any], url: str) -> Iterator[Item]:
         features = document.get("features")
@@ -139,7 +142,7 @@ class Items:
 
     def _links(self, document: dict[str, Any], url: str) -> Iterator[str]:
         """URLs of the documents below a Catalog or Collection."""
-        if document.get("type") not in {"Catalog", "Collection", None} or "stac_version" not in document:
+        if document.get("type") not in ("Catalog", "Collection", None) or "stac_version" not in document:
             raise BadSource(f"{url}: no STAC Catalog, Collection, Item or ItemCollection; give one")
         self._terms(document)
         links = _records(document.get("links"))
@@ -189,11 +192,11 @@ class Items:
         if licence in _UNSTATED:
             links = (link.get("href") for link in _records(document.get("links")) if link.get("rel") == "license")
             licence = ", ".join(filter(None, [licence, next(map(_text, links), None)]))
-        if licence:
+        if licence and len(self._licences) < _MOST_TERMS:
             self._licences[licence] = None
         for provider in _records(document.get("providers")):
             name = _text(provider.get("name"))
-            if name and provider.get("roles") != ["host"]:
+            if name and provider.get("roles") != ["host"] and len(self._names) < _MOST_TERMS:
                 self._names[name] = None
 
     def _of_table(self) -> Iterator[Item]:
@@ -208,7 +211,7 @@ class Items:
             for batch in file.iter_batches(256, columns=wanted):
                 for row in batch.to_pylist():
                     yield self._item(_from_row(row), self.url, None)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
             raise BadSource(f"{self.url}: no Parquet file that reads ({_line(error)})") from None
 
     def _collections(self, metadata: Mapping[bytes, bytes]) -> None:
@@ -280,18 +283,21 @@ def _inside(root: str, url: str) -> bool:
     return url.startswith(f"{root}/")
 
 
+def _host(url: str) -> str:
+    """The host of a URL without its port; empty for a path."""
+    host = url.partition("://")[2].partition("/")[0].lower()
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].rstrip(".")
+
+
 def _is_private(host: str) -> bool:
-    """Whether a host is named as one that only this machine or its network reaches, such as a cloud's metadata."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name.lower().rstrip(".") == "localhost" or re.fullmatch(r"[\d.]*|0x[0-9a-f.x]*", name.lower()) is not None:
-        try:
-            return not ipaddress.ip_address(name).is_global
-        except ValueError:  # localhost, or an address written so that it does not look like one
-            return True
+    """Whether a host is named as one that only this machine or its network reaches, such as a cloud's metadata.
+
+    Names are not resolved: this keeps a catalog from naming such addresses, it is no firewall.
+    """
     try:
-        return not ipaddress.ip_address(name).is_global
-    except ValueError:
-        return False
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:  # a name, or an address written so that it does not look like one
+        return host == "localhost" or host.endswith(".localhost") or _ODD_ADDRESS.fullmatch(host) is not None
 
 
 def _records(value: Any) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def bands_of(item: Item) -> list[Band]:
     found = []
     for key, asset in item.assets.items():
         roles, href = asset.get("roles"), asset.get("href")
-        if not isinstance(href, str) or not _is_tiff(asset, href):
+        if _name(key) is None or not isinstance(href, str) or not _is_tiff(asset, href):
             continue
         if isinstance(roles, list) and any(role in _NOT_DATA for role in roles if isinstance(role, str)):
             continue
@@ -144,6 +144,7 @@ def units_of(item: Item, band: Band) -> Units:
 
 def _sentinel2(item: Item, scale: float | None, offset: float | None, nodata: float | None) -> Units:
     """To 10,000 times the reflectance; DN 0 is ESA's no-data value."""
+    baseline, is_stated = _baseline(item), scale is not None
     # Most state both for reflectance, some for DN.
     of_dn = scale == 1 or (scale is None and offset is not None and abs(offset) >= 1)
     unit = 1 if of_dn else _QUANTIFICATION
@@ -152,24 +153,27 @@ def _sentinel2(item: Item, scale: float | None, offset: float | None, nodata: fl
         offset = 0.0  # Earth Search states the product's offset even where its copies have it subtracted already
     elif offset is not None:
         offset = round(offset * unit, 6)
+    elif baseline is not None:
+        offset = _OFFSET * scale if baseline >= _WITH_OFFSET else 0.0
+    elif is_stated:
+        offset = 0.0  # what STAC means by a scale alone; HLS is such a product
     else:
-        offset = _OFFSET * scale if _baseline(item) >= _WITH_OFFSET else 0.0
+        raise BadSource(
+            f"{item.url}: a Sentinel-2 item that states neither an offset nor its processing baseline, so that its "
+            "pixels may be 1,000 too high; add s2:processing_baseline"
+        )
     return Units(scale, offset, 0.0 if nodata is None else nodata)
 
 
-def _baseline(item: Item) -> tuple[int, int]:
+def _baseline(item: Item) -> tuple[int, int] | None:
     """Processing baseline of a Sentinel-2 item: 05.11 is (5, 11)."""
     for name in _BASELINES:
-        found = re.fullmatch(r"0?(\d)\.(\d\d)", str(item.properties.get(name)))
-        if found:
+        if found := re.fullmatch(r"0?(\d)\.(\d\d)", str(item.properties.get(name))):
             return int(found[1]), int(found[2])
     for text in (item.properties.get("s2:product_uri"), item.id):
         if found := _PRODUCT.search(str(text)):
             return int(found[1]), int(found[2])
-    raise BadSource(
-        f"{item.url}: a Sentinel-2 item that states neither an offset nor its processing baseline, so that its "
-        "pixels may be 1,000 too high; add s2:processing_baseline"
-    )
+    return None
 
 
 def _landsat(item: Item, band: Band) -> tuple[float | None, float | None]:

@@ -138,7 +138,7 @@ class _Cut:
         properties = item.properties
         sensor = self.sensor or next(filter(None, map(properties.get, ("platform", "constellation"))), None)
         cover = properties.get("eo:cloud_cover")
-        known = isinstance(cover, int | float) and 0 <= cover <= 100
+        known = isinstance(cover, int | float) and not isinstance(cover, bool) and 0 <= cover <= 100
         return {
             "source": item.url,
             "bands": list(wanted),
