@@ -163,6 +163,7 @@ class _Cut:
             assets = [self._asset(item, band, href, images[href]) for band, href in zip(chosen, hrefs, strict=True)]
             finest = min(images.values(), key=lambda image: abs(image.transform.a * image.transform.e))
             self._check_size(item, finest)
+            place_of(finest.crs, finest.transform, finest.width, finest.height, item.url)  # lest a tile's fails later
             for href, image in images.items():
                 if image.crs != finest.crs or not image.crs:
                     raise BadSource(f"{item.url}: its assets have no CRS, or several ({href}); warp them to one")

@@ -562,6 +562,7 @@ def test_grids_that_do_not_fit(make_cog: MakeCog, tmp_path: Path) -> None:
             np.ones((8, 8), np.uint8),
             transform=from_origin(WEST, NORTH, 10, 10) * rasterio.Affine.rotation(9),
         ),
+        "outside its CRS": make_cog("nowhere.tif", np.ones((8, 8), np.uint8), transform=from_origin(1e15, 1e15, 1, 1)),
         "are not read": make_cog("complex.tif", np.ones((8, 8), np.complex64)),
     }
     for why, path in others.items():
