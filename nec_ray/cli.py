@@ -101,7 +101,8 @@ def tiles_build(
     source: Annotated[
         str,
         typer.Argument(
-            help="GeoTIFF/COG, a folder of them, a folder of images (class folders give labels), a Zarr v3 array or "
+            help="GeoTIFF/COG, a folder of them, a folder of images (class folders give labels), a STAC Catalog, "
+            "Collection, Item or ItemCollection (.json) or stac-geoparquet (.parquet) of COGs, a Zarr v3 array or "
             "group (in a .zarr), an MMEarth .h5 file, or the folder of a GEO-Bench data set."
         ),
     ],
@@ -109,23 +110,33 @@ def tiles_build(
     tile_size: Annotated[
         int | None,
         typer.Option(
-            help="Pixels a side of a window; where not given 64 for GeoTIFFs and Zarr, and other images stay whole.",
+            help="Pixels a side of a window; where not given 64 for GeoTIFFs, STAC and Zarr, other images stay whole.",
             min=1,
         ),
     ] = None,
     bands: Annotated[
-        str | None, typer.Option(help="Names of the bands, comma-separated, where the file has none.")
+        str | None,
+        typer.Option(
+            help="Names of the bands, comma-separated, where the file has none; of STAC, the bands to take, by common "
+            "name (red,nir), band name (B04) or asset; where not given, all that have a common name."
+        ),
     ] = None,
     nodata: Annotated[
         float | None, typer.Option(help="Value that marks missing pixels, where the file does not say.")
     ] = None,
     sensor: Annotated[str | None, typer.Option(help="Platform or instrument.")] = None,
     acquired_at: Annotated[datetime | None, typer.Option(help="Time of acquisition, UTC.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the imagery; carried into the archive.")] = None,
-    attribution: Annotated[str | None, typer.Option(help="Whom to name; carried into the archive.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the imagery, where STAC does not say; carried into the archive.")
+    ] = None,
+    attribution: Annotated[
+        str | None, typer.Option(help="Whom to name, where STAC does not say; carried into the archive.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build a tile catalog."""
+    import pyarrow.compute as pc
+
     from nec_ray.tiles import build_catalog, write_catalog
 
     with progress_bar("reading tiles", as_json) as advance:
@@ -147,6 +158,8 @@ def tiles_build(
     damaged = sum(
         share is None and source.lower().endswith((".tif", ".tiff")) for source, share in zip(*columns, strict=True)
     )
+    if "assets" in catalog.table.column_names:
+        damaged += pc.sum(pc.equal(pc.list_value_length(catalog.table["assets"]), 0)).as_py() or 0
     if damaged:
         facts["unreadable_tiles"] = damaged  # encoding records each with its reason
     print_facts(facts, as_json)

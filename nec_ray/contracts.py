@@ -27,9 +27,9 @@ def contract(name: str) -> Any:
 
 
 @functools.cache
-def arrow_schema(name: str) -> pa.Schema:
-    """Arrow schema written in the JSON contract `name`: a list of columns `{name, type, nullable, doc}`."""
-    columns = contract(name)["columns"]
+def arrow_schema(name: str, part: str = "columns") -> pa.Schema:
+    """Arrow schema written in a part of the JSON contract `name`: a list of columns `{name, type, nullable, doc}`."""
+    columns = contract(name)[part]
     return pa.schema([pa.field(c["name"], _arrow_type(c["type"]), nullable=c["nullable"]) for c in columns])
 
 

@@ -40,6 +40,7 @@ from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, read_catalog, read_native, resize
 from nec_ray.tiles.rows import is_stack, is_zarr
 
+_Files = tuple[str, ...]
 _TRAINING_TILES = 64
 """Whose pixels ranges and arrangements are fitted to, evenly spaced among all."""
 
@@ -148,7 +149,7 @@ class Encodings:
         is_test = dict(zip(self._labels.tile_ids, self._labels.is_test, strict=True))
         train = np.flatnonzero([not is_test[name] for name in rows["tile_id"].to_pylist()])
         some = train[np.linspace(0, len(train) - 1, min(len(train), _TRAINING_TILES)).round().astype(np.int64)]
-        pixels, dtypes = list(_pixels(rows.take(pa.array(some)), codec)), set(rows["dtype"].to_pylist())
+        pixels, dtypes = list(_pixels(rows.take(pa.array(some)), codec)), set(_value_types(rows))
         if isinstance(method, Raw):
             return fit_raw(pixels, method.bits, dtypes)
         return fit_jpeg2000(pixels, method.bits_per_pixel, method.bits, dtypes)
@@ -164,20 +165,37 @@ def source_bytes(catalog: Catalog, rows: pa.Table) -> npt.NDArray[np.float64]:
     Raises:
         NotFound: a file is not there.
     """
-    pixels: dict[str, int] = {}
+    pixels: dict[_Files, int] = {}
     for name, count in zip(_files(catalog.table), _pixel_counts(catalog.table), strict=True):
         pixels[name] = pixels.get(name, 0) + count
-    sizes: dict[str, int] = {}
+    sizes: dict[_Files, int] = {}
     for name in _files(rows):
         if name not in sizes:
-            sizes[name] = _file_size(name)
+            sizes[name] = sum(map(_file_size, name))
     return np.array(
         [sizes[name] * count / pixels[name] for name, count in zip(_files(rows), _pixel_counts(rows), strict=True)]
     )
 
 
-def _files(rows: pa.Table) -> list[str]:
-    return [source.partition("#")[0] if is_stack(source) else source for source in rows["source"].to_pylist()]
+def _files(rows: pa.Table) -> list[_Files]:
+    """The files that hold each row's pixels."""
+    return [
+        tuple(sorted({asset["href"] for asset in assets}))
+        if assets
+        else (source.partition("#")[0] if is_stack(source) else source,)
+        for source, assets in zip(rows["source"].to_pylist(), _assets(rows), strict=True)
+    ]
+
+
+def _value_types(rows: pa.Table) -> list[str]:
+    """Numpy's names of the pixels' types, in the tiles' units: scaled numbers are floats."""
+    return [
+        "float32" if assets else dtype for dtype, assets in zip(rows["dtype"].to_pylist(), _assets(rows), strict=True)
+    ]
+
+
+def _assets(rows: pa.Table) -> list[list[dict[str, Any]] | None]:
+    return rows["assets"].to_pylist() if "assets" in rows.column_names else [None] * rows.num_rows
 
 
 def _pixel_counts(rows: pa.Table) -> list[int]:

@@ -1,9 +1,9 @@
-"""Builds tile catalogs from what providers have: GeoTIFFs, images, folders of them, Zarr v3, MMEarth, GEO-Bench."""
+"""Builds tile catalogs from what providers have: GeoTIFFs, images, folders of them, STAC, Zarr, MMEarth, GEO-Bench."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadSource, InputError, NotFound
 from nec_ray.storage import Store, normalise_url
 from nec_ray.tiles.catalog import Catalog, CatalogMetadata
-from nec_ray.tiles.rows import is_geobench, is_hdf5, is_stack, unreadable_row
+from nec_ray.tiles.rows import is_geobench, is_hdf5, is_stac, is_stack, unreadable_row
 
 _TIFFS = (".tif", ".tiff")
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -44,18 +44,22 @@ def build_catalog(
     given; its folder's name is the label, as it is of a TIFF of one window without a georeference. A Zarr v3 array of
     rows and columns, with bands and times, gives windows of every time, as does a group whose arrays are one band each.
     A file of MMEarth's gives one tile a sample, with its Sentinel-2 bands, and a folder of GEO-Bench's one a sample,
-    see `geobench_rows`.
+    see `geobench_rows`. A STAC Catalog, Collection, Item or ItemCollection (JSON), or stac-geoparquet, gives windows of
+    each item's GeoTIFFs: see `nec_ray.tiles.stac` for what is followed, `stac_bands` for names and units, `assets` for
+    bands of different resolution.
 
     Args:
         source: a file or folder, as path or URL.
-        tile_size: pixels a side of a window; where it is None, 64 for GeoTIFFs and Zarr, and other images stay whole.
-        bands: names of the bands, in order, for sources that have none; of a Zarr group, the arrays to take.
+        tile_size: pixels a side of a window; where it is None, 64 for GeoTIFFs, STAC and Zarr, and other images stay
+            whole.
+        bands: names of the bands, in order, for sources that have none; of a Zarr group, the arrays to take; of STAC,
+            the bands to take, by common name, band name or asset, where it is None those that have a common name.
         nodata: value that marks missing pixels, where the file does not say.
         sensor: platform or instrument.
         acquired_at: time of acquisition, UTC.
         title: of the catalog; the source's name where it is None.
-        licence: of the imagery; carried into archives.
-        attribution: whom to name; carried into archives.
+        licence: of the imagery, where STAC does not say or otherwise than it says; carried into archives.
+        attribution: whom to name, likewise; carried into archives.
         progress: called with (files done, files).
 
     Raises:
@@ -76,7 +80,10 @@ def build_catalog(
         how.check_unsaid(f"{url}: GEO-Bench's data set")
         from nec_ray.tiles.geobench_rows import EXTRA_COLUMNS, geobench_rows
 
-        return Catalog(_table(geobench_rows(url, progress), EXTRA_COLUMNS), metadata)
+        more = [pa.field(name, kind) for name, kind in EXTRA_COLUMNS.items()]
+        return Catalog(_table(geobench_rows(url, progress), more), metadata)
+    if is_stac(url):
+        return _stac(url, how, metadata, progress)
     store, names = _files(url)
     stems = Counter(name.rpartition(".")[0] for name in names)
     rows: list[dict[str, Any]] = []
@@ -98,10 +105,9 @@ def build_catalog(
     return Catalog(_table(rows), metadata)
 
 
-def _table(rows: Iterable[dict[str, Any]], extra: Sequence[str] | Mapping[str, pa.DataType] = ()) -> pa.Table:
-    """The rows as a catalog's columns, and more, texts where no types are given; a part at a time of many rows."""
-    more = extra.items() if isinstance(extra, Mapping) else ((name, pa.string()) for name in extra)
-    schema = pa.schema([*arrow_schema("catalog.json"), *more])
+def _table(rows: Iterable[dict[str, Any]], extra: Iterable[pa.Field] = ()) -> pa.Table:
+    """The rows as a catalog's columns, and some more; a part at a time, since there may be millions."""
+    schema = pa.schema([*arrow_schema("catalog.json"), *extra])
     rows = iter(rows)
     parts = [schema.empty_table()]
     while part := list(islice(rows, _PART)):
@@ -116,10 +122,22 @@ def _stack(url: str, how: "_How") -> pa.Table:
 
         how.check_unsaid(f"{url}: MMEarth's file")
         folder, _, name = url.rpartition("/")
-        return _table(mmearth_rows(Store(folder or "/"), name), EXTRA_COLUMNS)
+        return _table(mmearth_rows(Store(folder or "/"), name), [pa.field(one, pa.string()) for one in EXTRA_COLUMNS])
     from nec_ray.tiles.zarr_rows import zarr_windows
 
     return _table(zarr_windows(url, **how.of_windows()))
+
+
+def _stac(url: str, how: "_How", metadata: CatalogMetadata, progress: Progress | None) -> Catalog:
+    """Of STAC's items; their terms hold where the user states none."""
+    from nec_ray.tiles.stac import Items
+    from nec_ray.tiles.stac_rows import stac_windows
+
+    items = Items(url)
+    rows = stac_windows(items, progress=progress, **how.of_windows())
+    table = _table(rows, arrow_schema("catalog.json", "optional_columns"))
+    licence, attribution = metadata.licence or items.licence, metadata.attribution or items.attribution
+    return Catalog(table, replace(metadata, licence=licence, attribution=attribution))
 
 
 def _files(url: str) -> tuple[Store, list[str]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform as transform_points
@@ -37,7 +38,7 @@ def place_of(crs: CRS | None, transform: Any, width: int, height: int, where: st
     return {
         "geometry": _wkb(ring[::_EDGE_POINTS]),
         "bbox": _bounds(ring),
-        "crs": _crs_name(crs),
+        "crs": crs_name(crs),
         "transform": list(transform)[:6],
     }
 
@@ -55,6 +56,8 @@ def _footprint(crs: CRS, transform: Any, width: int, height: int, where: str) ->
         lon, lat = transform_points(crs, CRS.from_epsg(4326), xs, ys)
     except CRSError as error:
         raise BadSource(f"{where}: its CRS cannot be turned into longitude and latitude ({_line(error)})") from None
+    except CPLE_BaseError:  # GDAL's word for places that the CRS has not, where PROJ does not say infinity
+        raise BadSource(f"{where}: parts of it lie outside its CRS; check its georeference") from None
     ring = np.stack([lon, lat], axis=1)
     if np.ptp(ring[:, 0]) > 180:  # across the antimeridian: longitudes go on beyond 180
         ring[:, 0] += np.where(ring[:, 0] < 0, 360, 0)
@@ -75,7 +78,8 @@ def _bounds(ring: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 @functools.lru_cache(maxsize=64)
-def _crs_name(crs: CRS) -> str:
+def crs_name(crs: CRS) -> str:
+    """`EPSG:` and its code, else WKT."""
     code = crs.to_epsg()
     return f"EPSG:{code}" if code else str(crs.to_wkt())
 

@@ -85,11 +85,11 @@ def read_native(rows: pa.Table, *, bands: Sequence[str], fill: Sequence[float]) 
         bands: bands to read, by name, in this order.
         fill: what stands for missing pixels, one value a band.
     """
-    for row, result in _each(rows):
+    for row, result in _each(rows, bands):
         try:
             if isinstance(result, _TileError):
                 raise result
-            chosen = _pick(result, row["bands"], bands)
+            chosen = _pick(_values(result, row), row["bands"], bands)
             whole, share = _fill(chosen, row["nodata"], fill)
         except _TileError as error:
             yield NativeTile(None, "failed", str(error), math.nan)
@@ -107,17 +107,23 @@ def read_pixels(rows: pa.Table) -> Iterator[Pixels]:
             yield result
 
 
-def _each(rows: pa.Table) -> Iterator[tuple[dict[str, Any], Pixels | _TileError]]:
-    """Every row with its pixels; consecutive tiles of one file share it open, or what was decoded of it."""
+def _each(rows: pa.Table, wanted: Sequence[str] | None = None) -> Iterator[tuple[dict[str, Any], Pixels | _TileError]]:
+    """Every row with its pixels; consecutive tiles of one file share it open, or what was decoded of it.
+
+    Args:
+        rows: of a catalog.
+        wanted: bands that are needed; others that lie in files of their own are left out of the row and its pixels.
+    """
     file, read = None, None
     with ExitStack() as stack:
-        for row in rows.select(_NEEDED).to_pylist():
+        for row in rows.select(_NEEDED + (_OF_ASSETS if "assets" in rows.column_names else [])).to_pylist():
             try:
                 source = row["source"].partition("#")[0] if is_stack(row["source"]) else row["source"]
-                if read is None or file != (source, row["bands"]):
+                assets = _needed_assets(row, wanted)
+                if read is None or file != (source, row["bands"], assets):
                     stack.close()
-                    file, read = (source, row["bands"]), None
-                    read = stack.enter_context(_opened(source, row["bands"]))
+                    file, read = (source, row["bands"], assets), None
+                    read = stack.enter_context(_opened(source, row["bands"], assets))
                 yield row, read(row)
             except _TileError as error:
                 yield row, error
@@ -126,14 +132,50 @@ def _each(rows: pa.Table) -> Iterator[tuple[dict[str, Any], Pixels | _TileError]
 
 
 _NEEDED = ["tile_id", "source", "x_off", "y_off", "width", "height", "bands", "dtype", "nodata"]
+_OF_ASSETS = ["assets", "crs", "transform"]
 _Read = Callable[[dict[str, Any]], Pixels]
+_Assets = list[dict[str, Any]]
+
+
+def _needed_assets(row: dict[str, Any], wanted: Sequence[str] | None) -> _Assets | None:
+    """The assets of a row, one a band; the row keeps only the bands that are wanted and those assets."""
+    assets: _Assets | None = row.get("assets")
+    if assets is None:
+        return None
+    if not assets:
+        raise _TileError("its STAC item could not be read; build the catalog of that item alone to see why")
+    if len(assets) != len(row["bands"]) or any(one is None or None in _said(one) for one in assets):
+        raise _TileError(f"its catalog names no file for each of its {len(row['bands'])} bands")
+    if wanted is not None:
+        _check_bands(row["bands"], wanted)
+    kept = [i for i, band in enumerate(row["bands"]) if wanted is None or band in wanted]
+    row["bands"], row["assets"] = ([row[name][i] for i in kept] for name in ("bands", "assets"))
+    return list(row["assets"])
+
+
+def _said(asset: dict[str, Any]) -> list[Any]:
+    return [asset[name] for name in ("href", "band", "scale", "offset")]
+
+
+def _values(pixels: Pixels, row: dict[str, Any]) -> Pixels:
+    """Pixels in the tile's units, of what its files hold."""
+    if row.get("assets") is None:
+        return pixels
+    from nec_ray.tiles.assets import in_units
+
+    return in_units(pixels, row["assets"])
 
 
 @contextmanager
-def _opened(source: str, bands: Sequence[str]) -> Iterator[_Read]:
-    """A function that reads the rows of one file."""
+def _opened(source: str, bands: Sequence[str], assets: _Assets | None) -> Iterator[_Read]:
+    """A function that reads the rows of one file, or of the files of one item."""
     folder, _, name = source.rpartition("/")
-    if is_zarr(source):
+    if assets is not None:
+        from nec_ray.tiles.assets import open_assets
+
+        with open_assets(assets) as read_assets:
+            yield read_assets
+    elif is_zarr(source):
         from nec_ray.tiles.zarr import image
 
         with image(source, bands) as window:
@@ -205,10 +247,14 @@ def _crop(image: Pixels, row: dict[str, Any]) -> Pixels:
     return image[:, y : y + height, x : x + width]
 
 
-def _pick(pixels: Pixels, names: Sequence[str], wanted: Sequence[str]) -> Pixels:
+def _check_bands(names: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [band for band in wanted if band not in names]
     if missing:
         raise _TileError(f"it has no band {', '.join(missing)}")
+
+
+def _pick(pixels: Pixels, names: Sequence[str], wanted: Sequence[str]) -> Pixels:
+    _check_bands(names, wanted)
     return pixels[[list(names).index(band) for band in wanted]]
 
 

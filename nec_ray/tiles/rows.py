@@ -15,6 +15,7 @@ TASK_SPECS = "task_specs.pkl"
 """What a folder of GEO-Bench's is known by."""
 SAMPLE = ".hdf5"
 """How its samples' names end."""
+_STAC = (".json", ".geojson", ".parquet", ".geoparquet")
 
 
 def is_hdf5(source: str) -> bool:
@@ -41,6 +42,11 @@ def is_zarr(source: str) -> bool:
 def is_stack(source: str) -> bool:
     """Whether a source may hold several images, so that `#n` behind it is a number and no part of a name."""
     return is_hdf5(source) or is_zarr(source)
+
+
+def is_stac(source: str) -> bool:
+    """Whether a source is a STAC document or stac-geoparquet: by its name, which is that of no other source."""
+    return source.lower().endswith(_STAC)
 
 
 def stack_number(source: str) -> int:

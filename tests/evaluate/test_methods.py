@@ -136,6 +136,16 @@ def test_images_of_one_stack_share_it_by_their_pixels(tmp_path: Path) -> None:
     assert source_bytes(Catalog(table), table.slice(1)).tolist() == [400, 45, 45]
 
 
+def test_tiles_of_several_files_share_them_all(tmp_path: Path) -> None:
+    (tmp_path / "red.tif").write_bytes(bytes(100))
+    (tmp_path / "nir.tif").write_bytes(bytes(60))
+    hrefs = [["red.tif", "nir.tif"], ["red.tif", "nir.tif"], ["red.tif", "red.tif"], None]
+    assets = [None if names is None else [{"href": f"{tmp_path}/{name}"} for name in names] for names in hrefs]
+    source = ["item.json", "item.json", "other.json", f"{tmp_path}/nir.tif"]
+    table = pa.table({"source": source, "width": [10, 30, 5, 5], "height": [10, 10, 5, 5], "assets": assets})
+    assert source_bytes(Catalog(table), table).tolist() == [40, 120, 100, 60]
+
+
 def test_layers_that_were_left_out_count_as_their_medians(made: Made) -> None:
     labels, codec, catalog, encodings = made
     x = latents(made)
