@@ -54,7 +54,7 @@ def test_the_script_calls_what_there_is(tmp_path: Path) -> None:
         given = ["sh", str(PAPER / "reproduce.sh"), name, "data", f"out-{name}", "w.pth", "--set", "train.workers=2"]
         subprocess.run(given, cwd=tmp_path, env=env, check=True, timeout=60)
         assert (tmp_path / f"out-{name}" / f"{name}.toml").exists()
-    assert os.readlink(tmp_path / "out-potsdam" / "labels") == str(tmp_path / "data" / "5_Labels_all_noBoundary")
+    assert (tmp_path / "out-potsdam" / "labels").readlink() == tmp_path / "data" / "5_Labels_all_noBoundary"
     calls = [line.split("\037")[:-1] for line in (tmp_path / "log").read_text().splitlines()]
     assert [call[0] for call in calls] == (["tiles"] + ["train"] + ["train", "encode"] * 4 + ["evaluate"]) * 2
     root = get_command(app)
