@@ -22,6 +22,7 @@ from nec_ray.evaluate.report import REPORT_HTML
 from nec_ray.evaluate.segment import evaluate_segmentation
 from nec_ray.models.threads import one_thread
 from nec_ray.runtime.encode import encode
+from nec_ray.runtime.evaluate_job import evaluate
 from nec_ray.tiles import build_catalog, write_catalog
 from tests.runtime.make import random_codec, with_layers
 
@@ -152,6 +153,18 @@ def test_every_method_segments_with_the_same_head(
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 8
     assert "Masks at equal bytes" in (tmp_path / REPORT_HTML).read_text()
+
+
+def test_a_job_that_goes_on_draws_the_masks_of_the_one_before(
+    potsdam: tuple[Path, dict[str, npt.NDArray[np.int64]]], tmp_path: Path
+) -> None:
+    document = packaged(potsdam[0], label_shares=[1.0])
+    experiment = Experiment.model_validate(document | {"methods": document["methods"][:1]})
+    evaluate(experiment, str(tmp_path / "out"))
+    before = (tmp_path / "out" / RESULTS_JSON).read_bytes(), (tmp_path / "out" / MASKS_PNG).read_bytes()
+    (tmp_path / "out" / MASKS_PNG).unlink()
+    evaluate(experiment, str(tmp_path / "out"))
+    assert ((tmp_path / "out" / RESULTS_JSON).read_bytes(), (tmp_path / "out" / MASKS_PNG).read_bytes()) == before
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused(
