@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nec_ray.evaluate.class_list import class_colour
 from nec_ray.evaluate.mask_pictures import palette
 from nec_ray.evaluate.masks import Masks
 from nec_ray.evaluate.pictures import new_figure
+from nec_ray.models.segmentation import IGNORED
 
 _TILES = 4
 _REACH = 2.0  # times the bytes, up or down, that still count as equal
@@ -90,8 +92,9 @@ def draw_equal_bytes(
             said = kept["masks"]
         row = found[name]
         title = f"{_short(name)}\n{row['bytes_per_tile']:,.0f} bytes\nmIoU {row['mean_iou']:.1%}"
-        columns.append((title, np.where(truth == 255, np.uint8(255), said)))
-    table = palette(masks.colours)
+        columns.append((title, np.where(truth == IGNORED, np.uint8(IGNORED), said)))
+    # Not the masks' own colours: red beside green is common among them, and white.
+    table = palette([class_colour(i) for i in range(len(masks.classes))])
     shown = [i for i in range(len(masks.classes)) if any((maps == i).any() for _, maps in columns)]
     height = len(truth) * _SIDE * 1.05 + 0.9 + 0.25 * -(-len(shown) // 3)
     with new_figure(out, figsize=(len(columns) * _SIDE * 1.08, height)) as figure:

@@ -31,7 +31,7 @@ _STYLE = """
 body{margin:0;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1a1a1a;background:#fff}
 main{max-width:1180px;margin:0 auto;padding:16px}
 h1{font-size:1.6rem;line-height:1.2;margin:.4em 0}h2{font-size:1.25rem;margin:1.8em 0 .4em}h3{font-size:1rem}
-p{max-width:75ch}.facts{color:#444}
+p{max-width:75ch}p,h1,h2,h3{overflow-wrap:anywhere}.facts{color:#444}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:16px}
 figure{margin:0}figcaption{font-size:.9rem;color:#444}img{max-width:100%;height:auto;display:block}
 .wide{overflow-x:auto;border:1px solid #ccc;margin:.6em 0}
@@ -39,7 +39,7 @@ figure{margin:0}figcaption{font-size:.9rem;color:#444}img{max-width:100%;height:
 .wide img{max-width:none}
 table{border-collapse:collapse;font-size:.9rem;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:top}
-th{background:#f2f2f2}th:first-child,td:first-child{text-align:left}
+th{background:#f2f2f2}thead th{white-space:normal;vertical-align:bottom}th:first-child,td:first-child{text-align:left}
 tbody th{font-weight:600;background:#fff;white-space:normal;min-width:15em;overflow-wrap:anywhere;
 position:sticky;left:0}
 td.text{text-align:left;white-space:normal;min-width:14em;overflow-wrap:anywhere}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nec_ray.errors import NotFound
-from nec_ray.evaluate.compare import RESULTS_JSON, compare
+from nec_ray.evaluate.compare import MASKS, RESULTS_JSON, compare
 from nec_ray.evaluate.experiment import Experiment
 from nec_ray.storage import Store
 
@@ -23,14 +23,23 @@ def evaluate(experiment: Experiment, out: str) -> dict[str, Any]:
         The same as `nec_ray.evaluate.compare.compare`.
     """
     store = Store(out)
-    with tempfile.TemporaryDirectory(prefix="nec-evaluate-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="nec-evaluate-") as temporary:
+        folder = Path(temporary)
         try:
             (folder / RESULTS_JSON).write_bytes(store.read(RESULTS_JSON))
         except NotFound:
             store.check_writable()
+        kept = {name for name in store.names(MASKS) if name.endswith(".npz")}
+        for name in kept:
+            (folder / MASKS).mkdir(exist_ok=True)
+            (folder / MASKS / Path(name).name).write_bytes(store.read(name))
 
         def done(heads: int, of: int) -> None:
+            for path in sorted((folder / MASKS).glob("*.npz")):  # before the row that says they are there
+                name = f"{MASKS}/{path.name}"
+                if name not in kept:
+                    store.replace(name, path.read_bytes())
+                    kept.add(name)
             _LOG.info("head trained", extra={"facts": {"heads": heads, "of": of}})
             store.replace(RESULTS_JSON, (folder / RESULTS_JSON).read_bytes())
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nec_ray.codec import Codec
-from nec_ray.evaluate.finetune import PixelEncoder, evaluate_pixels
+from nec_ray.errors import InputError
+from nec_ray.evaluate.finetune import PixelEncoder, evaluate_pixels, segment_pixels
 from nec_ray.models.embed import Embedder
 from tests.runtime.make import random_codec
 
@@ -49,6 +50,37 @@ def test_tiles_are_turned_and_mirrored_only_while_it_is_trained(codec: Codec) ->
     assert 0.6 < changed.mean() < 1
     ordered = [np.sort(tiles.reshape(64, -1), axis=1) for tiles in (seen[0].numpy(), plain)]
     np.testing.assert_allclose(ordered[0], ordered[1], atol=1e-3)
+
+
+def test_masks_are_turned_with_their_tiles(codec: Codec) -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 6, (32, 32, 32)).astype(np.uint8)
+    seen: list[torch.Tensor] = []
+    encoder = PixelEncoder(codec, seed=1).train()
+    encoder.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    # Pixels that show their mask: what is turned otherwise differs.
+    x = torch.from_numpy(7700 + 7700 / 15 * masks[:, None].repeat(3, axis=1).astype(np.float32))
+    for _ in range(2):
+        encoder(x)
+        turned = encoder.turned_alike(torch.from_numpy(masks))
+        np.testing.assert_allclose(seen[-1][:, 0].numpy(), turned.numpy(), atol=1e-3)
+    assert not np.array_equal(turned.numpy(), masks)
+
+
+def test_pixels_are_segmented_by_what_they_show(codec: Codec) -> None:
+    rng = np.random.default_rng(0)
+    quarters = rng.integers(0, 2, (48, 2, 2)).repeat(16, axis=1).repeat(16, axis=2)
+    noise = rng.normal(0, 0.2, (48, 3, 32, 32))
+    x = (7700 + 1500 * (quarters[:, None] - 0.5 + noise)).astype(np.float32)
+    y = quarters.astype(np.uint8)
+    y[:, :2] = 255
+    scores, said = segment_pixels(x[:36], y[:36], x[36:], y[36:], codec, classes=2, epochs=12)
+    assert said.shape == (12, 32, 32)
+    counts = y[36:] != 255
+    assert scores.accuracy == pytest.approx((said == y[36:])[counts].mean())
+    assert scores.accuracy > 0.85
+    with pytest.raises(InputError, match="square"):
+        segment_pixels(x, y[:, 2:], x, y[:, 2:], codec, classes=2)
 
 
 def test_it_learns_classes_by_changing_the_encoder(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

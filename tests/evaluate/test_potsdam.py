@@ -1,6 +1,7 @@
 """ISPRS Potsdam as it is delivered, from its files to scores: masks, split, page; on generated scenes of its layout."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from nec_ray.evaluate.consumer import read_tile_masks
 from nec_ray.evaluate.experiment import Experiment, read_experiment
 from nec_ray.evaluate.report import REPORT_HTML
 from nec_ray.evaluate.segment import evaluate_segmentation
+from nec_ray.models.threads import one_thread
 from nec_ray.runtime.encode import encode
+from nec_ray.runtime.evaluate_job import evaluate
 from nec_ray.tiles import build_catalog, write_catalog
 from tests.runtime.make import random_codec, with_layers
 
@@ -58,6 +61,13 @@ def scene(folder: Path, name: str, rng: np.random.Generator) -> npt.NDArray[np.i
     return np.where(border, 255, classes)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These heads are small: threads would only wait for each other beside the other test process."""
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="module")
 def potsdam(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, npt.NDArray[np.int64]]]:
     folder = tmp_path_factory.mktemp("potsdam")
@@ -81,7 +91,7 @@ def packaged(folder: Path, **changes: Any) -> dict[str, Any]:
         {"kind": "uncompressed", "name": "float32", **here},
         {"kind": "raw", "name": "RDC", "bits": 8, "encoder": "trained", **here},
     ]
-    return paper | {"methods": methods, "epochs": 1, "seeds": [0, 4], "label_shares": [0.5, 1.0], **changes}
+    return paper | {"methods": methods, "epochs": 1, "seeds": [4], "label_shares": [0.5, 1.0], **changes}
 
 
 def test_masks_are_the_labels_windows_in_the_paper_s_classes(
@@ -113,7 +123,7 @@ def test_every_method_segments_with_the_same_head(
     document = compare(Experiment.model_validate(packaged(folder)), tmp_path)
     assert document == json.loads((tmp_path / RESULTS_JSON).read_text())
     rows = {(row["method"], row["label_share"], row["seed"]): row for row in document["results"]}
-    assert len(rows) == 5 * 2 * 2
+    assert len(rows) == 5 * 2
     for row in rows.values():
         values = [value for value in row["iou"] if value is not None]
         assert row["mean_iou"] == pytest.approx(np.mean(values))
@@ -143,8 +153,18 @@ def test_every_method_segments_with_the_same_head(
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 8
     assert "Masks at equal bytes" in (tmp_path / REPORT_HTML).read_text()
-    again = compare(Experiment.model_validate(packaged(folder)), tmp_path)
-    assert again == document, "nothing is trained twice: seconds would differ"
+
+
+def test_a_job_that_goes_on_draws_the_masks_of_the_one_before(
+    potsdam: tuple[Path, dict[str, npt.NDArray[np.int64]]], tmp_path: Path
+) -> None:
+    document = packaged(potsdam[0], label_shares=[1.0])
+    experiment = Experiment.model_validate(document | {"methods": document["methods"][:1]})
+    evaluate(experiment, str(tmp_path / "out"))
+    before = (tmp_path / "out" / RESULTS_JSON).read_bytes(), (tmp_path / "out" / MASKS_PNG).read_bytes()
+    (tmp_path / "out" / MASKS_PNG).unlink()
+    evaluate(experiment, str(tmp_path / "out"))
+    assert ((tmp_path / "out" / RESULTS_JSON).read_bytes(), (tmp_path / "out" / MASKS_PNG).read_bytes()) == before
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused(
