@@ -508,8 +508,8 @@ class Page {
     this.top = topTiles(this.tiles, this.shown);
     const stacked = count - nowhere - this.top.reduce((sum, i) => sum + (i >= 0), 0);
     const says = [`${number(count)} of ${number(this.tiles.count)} tiles shown`];
-    if (stacked) says.push(`${number(stacked)} lie below one acquired later`);
-    if (nowhere) says.push(`${number(nowhere)} have no place`);
+    if (stacked) says.push(`below one acquired later: ${number(stacked)}`);
+    if (nowhere) says.push(`without a place: ${number(nowhere)}`);
     document.getElementById("shown").textContent = says.join("; ");
     this.draw();
   }
@@ -607,7 +607,8 @@ class Page {
       const [west, south, east, north] = this.tiles.footprints[at];
       for (const turn of [-360, 0, 360]) {
         const least = 8 * ratio;
-        const across = Math.max(view.x(east) - view.x(west), least), up = Math.max(view.y(south) - view.y(north), least);
+        const across = Math.max(view.x(east) - view.x(west), least);
+        const up = Math.max(view.y(south) - view.y(north), least);
         const x = view.x((west + east) / 2 + turn) - across / 2, y = view.y((south + north) / 2) - up / 2;
         if (x > view.width || y > view.height || x + across < 0 || y + up < 0) continue;
         for (const [width, style] of [[5, "#fff"], [3, "#16191d"], [2, colour]]) {
@@ -618,9 +619,10 @@ class Page {
         context.font = `bold ${12 * ratio}px system-ui, sans-serif`;
         context.lineWidth = 3 * ratio;
         context.strokeStyle = "#fff";
-        context.strokeText(text, x + across + 3 * ratio, y + 10 * ratio);
         context.fillStyle = "#16191d";
-        context.fillText(text, x + across + 3 * ratio, y + 10 * ratio);
+        const beside = across > 26 * ratio ? 5 * ratio : across + 3 * ratio; // inside where there is room
+        context.strokeText(text, x + beside, y + 14 * ratio);
+        context.fillText(text, x + beside, y + 14 * ratio);
       }
     };
     [...this.similar.entries()].reverse().forEach(([n, [i]]) => frame(i, "#cc79a7", String(n + 1)));
@@ -688,8 +690,13 @@ class Page {
     this.chosen = i;
     this.similar = i >= 0 ? similarTiles(this.tiles, i, SIMILAR) : [];
     const panel = document.getElementById("tile");
-    if (i < 0) panel.replaceChildren(element("p", {}, "No tile there: choose another place, or a tile by its id."));
+    const nothing = "No tile chosen: take another place on the map, or find a tile by its id.";
+    const hadFocus = panel.contains(document.activeElement);
+    if (i < 0) panel.replaceChildren(element("p", {}, nothing));
     else panel.replaceChildren(...this.describe(i));
+    if (hadFocus) document.getElementById("chosen")?.focus(); // the button that had it is gone
+    const name = i < 0 ? nothing : `${STATUS[this.tiles.columns.status[i]]} tile ${this.tiles.columns.tile_id[i]}`;
+    document.getElementById("said").textContent = name;
     if (document.getElementById("mode").value === "similarity") this.recolour();
     this.draw();
   }
@@ -706,7 +713,8 @@ class Page {
       const place = `tile ${at + 1} of ${this.here.length} here`;
       parts.push(element("div", { className: "here" }, step("Previous", -1), place, step("Next", 1)));
     }
-    parts.push(element("h2", { className: "text", id: "chosen" }, this.tiles.columns.tile_id[i]), this.facts(i));
+    const name = this.tiles.columns.tile_id[i];
+    parts.push(element("h2", { className: "text", id: "chosen", tabIndex: -1 }, name), this.facts(i));
     if (this.similar.length) {
       const list = element("ol", { className: "tiles", id: "similar" });
       this.similar.forEach(([other, cosine], n) => {
@@ -714,7 +722,8 @@ class Page {
       });
       parts.push(element("h3", {}, "Similar tiles (cosine)"), list);
     }
-    parts.push(...this.code("SQL", "sql", sqlOf(this.tiles, i)), ...this.code("Python", "python", pythonOf(this.tiles, i)));
+    parts.push(...this.code("SQL", "sql", sqlOf(this.tiles, i)));
+    parts.push(...this.code("Python", "python", pythonOf(this.tiles, i)));
     return parts;
   }
 

@@ -26,7 +26,7 @@ def with_columns(rows: pa.Table, **columns: list[object]) -> pa.Table:
 
 
 def small_archive(folder: Path) -> Made:
-    """49 tiles: t00 ... t39, then EVIL ids, `twin` on the footprint of t00 a year later, then failed, nodata, placeless."""
+    """49 tiles: t00 ... t39, those of EVIL, `twin` on the footprint of t00 a year later, failed, no-data, placeless."""
     made = empty_archive(folder)
     names = [f"t{i:02}" for i in range(40)] + EVIL + ["twin", "zfailed", "znodata", "znowhere"]
     status = ["valid"] * 46 + ["failed", "nodata", "valid"]
@@ -52,7 +52,7 @@ def small_archive(folder: Path) -> Made:
 
 
 def large_archive(folder: Path, tiles: int = 200_000) -> Made:
-    """Index rows alone, over a part of Europe: pooled vectors and bytes vary with the place, some tiles are not valid."""
+    """Index rows alone, over a part of Europe: vectors and bytes vary with the place, and there is a hole."""
     made = empty_archive(folder)
     side = int(np.ceil(np.sqrt(tiles)))
     i = np.arange(tiles)
