@@ -5,8 +5,10 @@ https://chromedevtools.github.io/devtools-protocol: JSON messages, each ended by
 
 import base64
 import contextlib
+import io
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -77,8 +83,6 @@ class Browser:
             self._note(answer)
 
     def _next(self, until: float) -> dict[str, Any]:
-        import select
-
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._answers], [], [], max(0, until - time.monotonic()))
             assert ready, "Chromium does not answer"
@@ -141,13 +145,16 @@ class Browser:
         """Text of an element."""
         return str(self.run(f"document.querySelector({json.dumps(selector)}).textContent"))
 
-    def pixel(self, x: float, y: float) -> list[int]:
-        """Red, green and blue of the map at a point of the canvas."""
-        return list(self.run(f"[...explorer.context.getImageData({x}, {y}, 1, 1).data].slice(0, 3)"))
+    def seen(self) -> npt.NDArray[np.uint8]:
+        """What is seen: (rows, columns, 3) red, green and blue."""
+        return np.asarray(Image.open(io.BytesIO(self._picture())).convert("RGB"))
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen as a PNG file."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(self._picture())
+
+    def _picture(self) -> bytes:
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
 @contextlib.contextmanager

@@ -67,7 +67,8 @@ def test_its_sql_and_python_pull_the_tile(archive: Archive, tmp_path: Path) -> N
         found = run(
             tmp_path,
             archive,
-            "return tiles.columns.tile_id.map((id, i) => [id, sqlOf(tiles, i), pythonOf(tiles, i)])",
+            """return tiles.columns.tile_id.map((id, i) => [id, sqlOf(tiles, i), pythonOf(tiles, i)])
+            .filter(([id]) => !/^t[0-24-9]/.test(id))""",
             where,
         )
         for tile_id, sql, python in found if where is None else found[:1]:
