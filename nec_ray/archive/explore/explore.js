@@ -235,8 +235,9 @@ function fillRectangle(pixels, width, x0, y0, x1, y1, colour, status) {
 class View {
   constructor(tiles) {
     const all = tiles.footprints;
-    const edge = (n, pick) => all.reduce((found, bounds) => pick(found, bounds[n]), all.length ? all[0][n] : 0);
-    this.bounds = [edge(0, Math.min), edge(1, Math.min), edge(2, Math.max), edge(3, Math.max)];
+    const edge = (n, pick) => all.reduce((found, bounds) => pick(found, bounds[n]), all[0][n]);
+    const whole = () => [edge(0, Math.min), edge(1, Math.min), edge(2, Math.max), edge(3, Math.max)];
+    this.bounds = all.length ? whole() : [-180, -90, 180, 90];
     this.width = this.height = 1;
     this.aspect = Math.cos((Math.min(75, Math.abs(this.bounds[1] + this.bounds[3]) / 2) * Math.PI) / 180);
     this.showAll();
@@ -532,8 +533,9 @@ class Page {
       new Uint32Array(image.data.buffer).set(Array.from({ length: 256 }, (_, n) => packed(viridis(n / 255))));
       bar.getContext("2d").putImageData(image, 0, 0);
       const end = { time: (x) => isoTime(x) ?? "", bytes: (x) => `${number(x)} bytes`, component: () => "" }[mode];
-      const [low, high] = range.map(end ?? number);
-      says.push(bar, element("div", { className: "ends" }, element("span", {}, low), element("span", {}, high)));
+      const beyond = mode === "component" ? ["low", "high"] : ["\u2264 ", "\u2265 "];
+      const ends = range.map((x, n) => element("span", {}, beyond[n] + (end ?? number)(x)));
+      says.push(bar, element("div", { className: "ends" }, ...ends));
     }
     if (mode === "similarity" && !range) says.push(element("p", {}, "Choose a tile first."));
     if (mode === "false" || mode === "component") {
@@ -601,6 +603,7 @@ class Page {
   /** The similar tiles with their ranks, the chosen one, and the middle while keys are at work. */
   marks() {
     const { context, view, ratio } = this;
+    const numbers = [];
     const frame = (i, colour, text) => {
       const at = this.tiles.footprint[i];
       if (at < 0) return;
@@ -616,18 +619,13 @@ class Page {
           context.strokeStyle = style;
           context.strokeRect(x, y, across, up);
         }
-        context.font = `bold ${12 * ratio}px system-ui, sans-serif`;
-        context.lineWidth = 3 * ratio;
-        context.strokeStyle = "#fff";
-        context.fillStyle = "#16191d";
-        const beside = across > 26 * ratio ? 5 * ratio : across + 3 * ratio; // inside where there is room
-        context.strokeText(text, x + beside, y + 14 * ratio);
-        context.fillText(text, x + beside, y + 14 * ratio);
+        if (text) numbers.push([text, x + (across > 26 * ratio ? 5 * ratio : across + 3 * ratio), y + 14 * ratio]);
       }
     };
     [...this.similar.entries()].reverse().forEach(([n, [i]]) => frame(i, "#cc79a7", String(n + 1)));
     if (this.chosen >= 0) frame(this.chosen, "#e69f00", "");
-    if (document.activeElement === this.canvas) {
+    this.writeApart(numbers.reverse());
+    if (this.canvas.matches(":focus-visible")) {
       const [x, y, arm] = [view.width / 2, view.height / 2, 9 * ratio];
       for (const [width, style] of [[4, "#fff"], [2, "#16191d"]]) {
         context.lineWidth = width * ratio;
@@ -639,6 +637,22 @@ class Page {
         context.lineTo(x, y + arm);
         context.stroke();
       }
+    }
+  }
+
+  /** Write texts [text, x, y], but for those that would lie on an earlier one. */
+  writeApart(texts) {
+    const { context, ratio } = this;
+    const written = [];
+    context.font = `bold ${12 * ratio}px system-ui, sans-serif`;
+    context.lineWidth = 3 * ratio;
+    context.strokeStyle = "#fff";
+    context.fillStyle = "#16191d";
+    for (const [text, x, y] of texts) {
+      if (written.some(([u, v]) => Math.abs(u - x) < 18 * ratio && Math.abs(v - y) < 14 * ratio)) continue;
+      context.strokeText(text, x, y);
+      context.fillText(text, x, y);
+      written.push([x, y]);
     }
   }
 
