@@ -3,7 +3,7 @@
 The packed form is gzip of: the length of the header as uint32, the header (JSON, padded with spaces to a multiple of
 8 bytes), and the columns, each padded to a multiple of 8 bytes, all little-endian. The header says of each column its
 type, its first byte behind the header and its length in bytes. Texts are int32 codes, -1 where there is none, and a
-JSON list of the distinct texts. About 60 bytes a tile, half of them the pooled vector.
+JSON list of the distinct texts. Some 30 to 60 bytes a tile, most of them the pooled vector and the id.
 """
 
 import gzip

@@ -243,6 +243,7 @@ def test_the_page_that_is_served_is_the_same(tab: Browser, archive: Archive) -> 
             thread.join()
 
 
+@pytest.mark.slow
 def test_200_000_tiles(tab: Browser, tmp_path: Path) -> None:
     archive = open_archive(large_archive(tmp_path).url)
     out = tmp_path / "page.html"
@@ -258,7 +259,7 @@ def test_200_000_tiles(tab: Browser, tmp_path: Path) -> None:
         tab.run("explorer.zoom(1.5)")
         tab.settle()
         took.append(float(tab.run("explorer.canvas.dataset.milliseconds")))
-    assert sorted(took)[2] < 500  # some 30 on an idle core; a machine that tests is busy
+    assert sorted(took)[2] < 1500  # some 30 on an idle core; a machine that tests is busy
     tab.run("explorer.showAll()")
     tab.click(*place(tab, 4, 44))
     colour_by(tab, "similarity")
