@@ -1,6 +1,8 @@
 """`nec archive ...`: what is in an archive, its versions, its upkeep."""
 
 import re
+import sys
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -306,3 +308,39 @@ def similar(
     columns = ["label", "acquired_at", "source"]
     opened = open_archive(archive, version)
     print_result(opened.similar(tile_id, k, where, within=within, time=time, columns=columns), format_)
+
+
+@archive_app.command()
+def explore(
+    archive: Url,
+    out: Annotated[Path | None, typer.Option(help="Write one HTML file that opens anywhere; serve nothing.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")] = None,
+    within: Within = None,
+    time: Time = None,
+    port: Annotated[int, typer.Option(help="Port to serve on; a free one where not given.", min=0, max=65535)] = 0,
+    version: AtVersion = None,
+    as_json: Json = False,
+) -> None:
+    """A map of the tiles in a web page: status, time, bytes, false colour, similar tiles; nothing from the network.
+
+    Serves it on this machine alone until Ctrl-C, or writes it to --out.
+    """
+    from nec_ray.archive import open_archive
+    from nec_ray.archive.explore import Server, one_page, pack_columns
+    from nec_ray.archive.exports.output import appearing, check_free
+
+    if out:
+        check_free(out)
+    packed = pack_columns(open_archive(archive, version).select(where, within=within, time=time))
+    if out:
+        page = one_page(packed).encode()
+        with appearing(out) as temporary:
+            temporary.write_bytes(page)
+        facts = {"archive": archive, "out": str(out), "bytes": len(page)}
+        print_facts(facts, as_json, [f"{out}: {len(page):,} bytes; open it in a browser"])
+        return
+    with Server(packed, port) as server:
+        print_facts({"archive": archive, "url": server.url}, as_json, [f"{server.url} (Ctrl-C ends)"])
+        sys.stdout.flush()  # whoever started this waits for the address
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

@@ -1,12 +1,13 @@
 """The tiles most like a tile or a vector, by the cosine of pooled vectors, in SQL and without decoding."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nec_ray.codec import Codec
 from nec_ray.errors import InputError, MixedCodecs, NotFound
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ def similar(archive: "Archive", like: Any, k: int, condition: str, columns: Sequ
         [vector.tolist(), *([like] if isinstance(like, str) else [])],
     )
     return found.to_arrow_table()
+
+
+def pool_kind(codec: Codec) -> Hashable:
+    """What codecs share whose pooled vectors can be compared: the encoder and the axes."""
+    return (codec.encoder_id, *(axes.tobytes() for axes in codec.pool_axes()))
 
 
 def _of_tile(archive: "Archive", tile_id: str) -> tuple[str, npt.NDArray[np.float64]]:
@@ -75,10 +81,7 @@ def _of_array(archive: "Archive", like: Any, codec_ids: list[str]) -> npt.NDArra
 
 def _check_axes(archive: "Archive", codec_ids: list[str]) -> None:
     """Pooled vectors can be compared where encoder and axes are the same."""
-    kinds = set()
-    for codec_id in codec_ids:
-        codec = archive.codec(codec_id)
-        kinds.add((codec.encoder_id, *(axes.tobytes() for axes in codec.pool_axes())))
+    kinds = {pool_kind(archive.codec(codec_id)) for codec_id in codec_ids}
     if len(kinds) > 1:
         raise MixedCodecs(
             f"{archive.url}: these tiles have pooled vectors of {len(kinds)} kinds; pick one with a condition such as "
