@@ -39,7 +39,7 @@ figure{margin:0}figcaption{font-size:.9rem;color:#444}img{max-width:100%;height:
 .wide img{max-width:none}
 table{border-collapse:collapse;font-size:.9rem;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:top}
-th{background:#f2f2f2}thead th{white-space:normal;vertical-align:bottom}th:first-child,td:first-child{text-align:left}
+th{background:#f2f2f2}thead th{white-space:normal;vertical-align:bottom;min-width:6em}th:first-child,td:first-child{text-align:left}
 tbody th{font-weight:600;background:#fff;white-space:normal;min-width:15em;overflow-wrap:anywhere;
 position:sticky;left:0}
 td.text{text-align:left;white-space:normal;min-width:14em;overflow-wrap:anywhere}
@@ -197,7 +197,9 @@ def _distortion(document: Row, summary: Sequence[Row], curves: Mapping[str, Sequ
                 "Of test tiles; layers that were left out count as their medians.",
             )
         )
-    names = {row["codec_id"]: row["method"] for row in reversed(document["results"]) if row["kind"] == "nec"}
+    pulled = [row for row in document["results"] if row["kind"] == "nec"]
+    pulled.sort(key=lambda row: row["layers"] is None)  # a codec is called by the method that has all its layers
+    names = {row["codec_id"]: row["method"] for row in pulled}
     bits = {names[codec]: values for codec, values in document["bits_by_channel"].items() if codec in names}
     if bits:
         pictures.append(

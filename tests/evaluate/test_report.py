@@ -59,7 +59,7 @@ def document() -> tuple[dict[str, Any], dict[str, list[str]]]:
     return {
         "experiment": experiment | {"methods": methods},
         "machine": {"processor": "one"},
-        "results": [row | {"tiles": 500} for row in summary],
+        "results": [row | {"tiles": 500, "layers": None} for row in summary],
         "summary": summary,
         "savings": savings_rows(most, curves, "NEC"),
         "bits_by_channel": {"c0dec" * 12: [0.5, 3.0, 1.0]},
