@@ -39,7 +39,8 @@ figure{margin:0}figcaption{font-size:.9rem;color:#444}img{max-width:100%;height:
 .wide img{max-width:none}
 table{border-collapse:collapse;font-size:.9rem;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:top}
-th{background:#f2f2f2}thead th{white-space:normal;vertical-align:bottom;min-width:6em}th:first-child,td:first-child{text-align:left}
+th{background:#f2f2f2}thead th{white-space:normal;vertical-align:bottom;min-width:6em}
+th:first-child,td:first-child{text-align:left}
 tbody th{font-weight:600;background:#fff;white-space:normal;min-width:15em;overflow-wrap:anywhere;
 position:sticky;left:0}
 td.text{text-align:left;white-space:normal;min-width:14em;overflow-wrap:anywhere}
