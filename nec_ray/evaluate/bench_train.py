@@ -18,7 +18,7 @@ from nec_ray.models.convnext import SIZES as CONVNEXT_SIZES
 from nec_ray.models.mae import SIZES, MaeConfig, random_keep
 from nec_ray.models.mp_mae import MASK_RATIO
 from nec_ray.models.nec import NeuralEmbeddingCompressor, set_trainable
-from nec_ray.models.optimise import gradients, parameter_groups
+from nec_ray.models.optimise import choose_attention, gradients, parameter_groups
 
 _PATCH = 16
 _MASK = 0.75
@@ -56,7 +56,7 @@ def bench_train(
 
     Of `mae_vit`: `step` is NEC adaptation with the paper's mask and everything trained (forward, backward, AdamW) and,
     for timm, the forward and backward of a plain ViT on all tokens with AdamW. `encode` is the forward pass on all
-    tokens. Both run on timm's blocks with fused attention.
+    tokens. Both run on timm's blocks, with fused attention where training has it too (`choose_attention`).
 
     Of `mp_mae`: both are of the encoder alone, on 12 bands: `nec` with 60% of the patches masked, `nec no skip` the
     same with masked places computed and set to 0, `nec dense` and timm's plain ConvNeXt V2 on all of them. timm's has
@@ -176,8 +176,10 @@ def _cases(size: str, pixels: int, batch: int, device: str) -> Iterator[_Case]:
     sizes = SIZES[size]
     inputs = torch.randn(batch, 3, pixels, pixels, device=device)
     precision = "bfloat16" if device == "cuda" else "float32"
-    ours = NeuralEmbeddingCompressor.mae(MaeConfig(size=pixels, patch=_PATCH, bands=3, **sizes)).to(device)
-    set_trainable(ours, "all")
+    config = MaeConfig(size=pixels, patch=_PATCH, bands=3, **sizes)
+    ours, trained = (NeuralEmbeddingCompressor.mae(config).to(device) for _ in range(2))
+    set_trainable(trained, "all")
+    choose_attention(trained, config.tokens, inputs.device)
     theirs = timm.models.vision_transformer.VisionTransformer(
         img_size=pixels,
         patch_size=_PATCH,
@@ -197,18 +199,18 @@ def _cases(size: str, pixels: int, batch: int, device: str) -> Iterator[_Case]:
         return work
 
     def step_of_ours() -> Work:
-        optimiser = torch.optim.AdamW(parameter_groups(ours, 0.05), lr=1e-4)
+        optimiser = torch.optim.AdamW(parameter_groups(trained, 0.05), lr=1e-4, fused=True)
         generator = torch.Generator(device).manual_seed(0)
 
         def work() -> None:
             optimiser.zero_grad(set_to_none=True)
-            gradients(ours, inputs, mask_ratio=_MASK, beta=0.01, generator=generator, precision=precision)
+            gradients(trained, inputs, mask_ratio=_MASK, beta=0.01, generator=generator, precision=precision)
             optimiser.step()
 
         return work
 
     def step_of_theirs() -> Work:
-        optimiser = torch.optim.AdamW(theirs.parameters(), lr=1e-4)
+        optimiser = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
 
         def work() -> None:
             optimiser.zero_grad(set_to_none=True)

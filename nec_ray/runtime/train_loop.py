@@ -184,13 +184,15 @@ class _Worker:
         from torch.nn.parallel import DistributedDataParallel
 
         from nec_ray.models.nec import set_trainable
-        from nec_ray.models.optimise import parameter_groups
+        from nec_ray.models.optimise import choose_attention, parameter_groups
 
+        choose_attention(self._model, self._model.encoder.tokens, self._device)
         set_trainable(self._model, self._how.trainable if adapting else "all", decoder_is_new=decoder_is_new)
         if not adapting:
             self._model.bottleneck.requires_grad_(False)
         self._wrapped = DistributedDataParallel(self._model) if self._world > 1 else self._model
-        self.optimiser = torch.optim.AdamW(parameter_groups(self._model, self._how.weight_decay), betas=(0.9, 0.95))
+        groups = parameter_groups(self._model, self._how.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over this worker's tiles; a row of metrics, the mean over all workers."""

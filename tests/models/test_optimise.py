@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Attention
 
 from nec_ray.models.nec import NeuralEmbeddingCompressor, set_trainable
-from nec_ray.models.optimise import gradients, learning_rate, parameter_groups
+from nec_ray.models.optimise import choose_attention, gradients, learning_rate, parameter_groups
 from tests.models.conftest import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -124,3 +125,19 @@ def test_bfloat16_keeps_the_gradients_direction_and_the_weights_type() -> None:
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(rounded, exact, rtol=2e-2, atol=0)
     assert float(torch.nn.functional.cosine_similarity(one, two, dim=0)) > 0.99
+
+
+def test_attention_written_out_has_the_fused_ones_gradients_and_is_for_cpus_and_few_tokens() -> None:
+    pixels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    found = []
+    for tokens in (257, 256):
+        torch.manual_seed(0)
+        model = NeuralEmbeddingCompressor.mae(CONFIG)
+        set_trainable(model, "all")
+        choose_attention(model, tokens, torch.device("cpu"))
+        assert {module.fused_attn for module in model.modules() if isinstance(module, Attention)} == {tokens > 256}
+        gradients(model, pixels, mask_ratio=0.75, beta=0.1, generator=torch.Generator().manual_seed(1))
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    choose_attention(model, 16, torch.device("cuda"))
+    assert all(module.fused_attn for module in model.modules() if isinstance(module, Attention))
