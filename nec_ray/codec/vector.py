@@ -26,7 +26,7 @@ payload holds:
 - pointers of 32 bits: `payload.py` gives no buffer of 2**31 words or more to this path.
 """
 
-# ruff: noqa: ARG001, ARG005, PLR0912  (numba gives intrinsics more than they need; kernels are not cut for length)
+# ruff: noqa: ARG001, PLR0912  (numba gives intrinsics more than they need; kernels are not cut for length)
 
 import os
 from functools import cache
@@ -36,10 +36,35 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import binding, ir
-from numba.core import cgutils, types
-from numba.core.datamodel import models
+from numba.core import types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic
+
+from nec_ray.codec.simd import (
+    Vector,
+    add,
+    address_of,
+    binary,
+    bitcast,
+    bits_and,
+    bits_or,
+    call,
+    convert,
+    count_bits,
+    high_products,
+    least,
+    left,
+    llvm_type,
+    loader,
+    mul,
+    prefetch,
+    right,
+    shuffled,
+    splat,
+    store,
+    sub,
+)
+from nec_ray.codec.simd import transpose as transposer
 
 LOWER = 1 << 16
 """As in rans.py, which is not imported: numba's cache would not notice its changes."""
@@ -82,123 +107,43 @@ def chosen() -> bool:
     return path != "scalar" and available()
 
 
-# ---- Vectors, for numba ----
-
-
-class Vector(types.Type):
-    """`count` unsigned integers of `bits` bits in a register."""
-
-    def __init__(self, count: int, bits: int) -> None:
-        self.count, self.bits = count, bits
-        super().__init__(name=f"Vector({count} x u{bits})")
-
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, _llvm(fe_type))
-
-
-def _llvm(vector: Vector) -> Any:
-    return ir.VectorType(ir.IntType(vector.bits), vector.count)
-
+# ---- Vectors ----
 
 U8x8, U8x16, U8x32 = Vector(8, 8), Vector(16, 8), Vector(32, 8)
 U16x8, U16x16 = Vector(8, 16), Vector(16, 16)
 U32x8 = Vector(8, 32)
 
 
-def _binary(emit: Any) -> Any:
-    """An operation on two vectors of one type, as a function for kernels; `emit(builder, a, b)` gives its value."""
-
-    @intrinsic
-    def operation(typingctx, a, b):  # type: ignore[no-untyped-def]
-        if isinstance(a, Vector) and a == b:
-            return a(a, b), lambda context, builder, signature, args: emit(builder, *args)
-        return None
-
-    return operation
-
-
-def _convert(result: Vector, emit: Any) -> Any:
-    """An operation on one vector or number, whose value is of type `result`."""
-
-    @intrinsic
-    def operation(typingctx, a):  # type: ignore[no-untyped-def]
-        return result(a), lambda context, builder, signature, args: emit(builder, args[0])
-
-    return operation
-
-
-def _shuffled(*lanes: int) -> Any:
-    """The constant that names lanes for LLVM's `shufflevector`."""
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
-
-
-def _call(name: str) -> Any:
-    """`emit` for LLVM's function `name` of two vectors of one type."""
-
-    def emit(builder: Any, a: Any, b: Any) -> Any:
-        function = ir.FunctionType(a.type, [a.type, b.type])
-        mangled = name.format(f"v{a.type.count}i{a.type.element.width}")
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, mangled), [a, b])
-
-    return emit
-
-
 def _pshufb(builder: Any, table: Any, index: Any) -> Any:
-    return _call("llvm.x86.avx2.pshuf.b" if table.type.count == 32 else "llvm.x86.ssse3.pshuf.b.128")(
+    return call("llvm.x86.avx2.pshuf.b" if table.type.count == 32 else "llvm.x86.ssse3.pshuf.b.128")(
         builder, table, index
     )
 
 
-def _splat(vector: Vector) -> Any:
-    """A number in all lanes; its higher bits are dropped."""
-
-    def emit(builder: Any, value: Any) -> Any:
-        element = builder.trunc(value, ir.IntType(vector.bits))
-        single = builder.insert_element(ir.Constant(_llvm(vector), None), element, ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(single, single, _shuffled(*[0] * vector.count))
-
-    return _convert(vector, emit)
-
-
-def _bitcast(vector: Vector) -> Any:
-    return _convert(vector, lambda builder, a: builder.bitcast(a, _llvm(vector)))
-
-
-add = _binary(lambda builder, a, b: builder.add(a, b))
-sub = _binary(lambda builder, a, b: builder.sub(a, b))
-mul = _binary(lambda builder, a, b: builder.mul(a, b))
-bits_and = _binary(lambda builder, a, b: builder.and_(a, b))
-bits_or = _binary(lambda builder, a, b: builder.or_(a, b))
-left = _binary(lambda builder, a, b: builder.shl(a, b))
-right = _binary(lambda builder, a, b: builder.lshr(a, b))
-least = _binary(_call("llvm.umin.{}"))
-add_saturated = _binary(_call("llvm.uadd.sat.{}"))
-less = _binary(lambda builder, a, b: builder.sext(builder.icmp_unsigned("<", a, b), a.type))
+add_saturated = binary(call("llvm.uadd.sat.{}"))
+less = binary(lambda builder, a, b: builder.sext(builder.icmp_unsigned("<", a, b), a.type))
 """All bits of a lane set where a < b."""
-less_signed = _binary(lambda builder, a, b: builder.sext(builder.icmp_signed("<", a, b), a.type))
-shuffle = _binary(_pshufb)
+less_signed = binary(lambda builder, a, b: builder.sext(builder.icmp_signed("<", a, b), a.type))
+shuffle = binary(_pshufb)
 """Bytes of the first, chosen by the low four bits of the second in each half of 16; 0 where its top bit is set."""
-even_words = _binary(
-    lambda builder, a, b: builder.shuffle_vector(a, b, _shuffled(*[i + 16 * (i % 2) for i in range(16)]))
+even_words = binary(
+    lambda builder, a, b: builder.shuffle_vector(a, b, shuffled(*[i + 16 * (i % 2) for i in range(16)]))
 )
 """The words at even places from the first, those at odd places from the second."""
-even_bytes = _binary(
-    lambda builder, a, b: builder.shuffle_vector(a, b, _shuffled(*[i + 32 * (i % 2) for i in range(32)]))
+even_bytes = binary(
+    lambda builder, a, b: builder.shuffle_vector(a, b, shuffled(*[i + 32 * (i % 2) for i in range(32)]))
 )
-splat8, splat16, splat32 = _splat(U8x32), _splat(U16x16), _splat(U32x8)
-as_bytes, as_words, as_states = _bitcast(U8x32), _bitcast(U16x16), _bitcast(U32x8)
-widen = _convert(U32x8, lambda builder, a: builder.zext(a, _llvm(U32x8)))
+splat8, splat16, splat32 = splat(U8x32), splat(U16x16), splat(U32x8)
+as_bytes, as_words, as_states = bitcast(U8x32), bitcast(U16x16), bitcast(U32x8)
+widen = convert(U32x8, lambda builder, a: builder.zext(a, llvm_type(U32x8)))
 """Eight words or bytes as 32-bit numbers."""
-as_short_words = _bitcast(U16x8)
-as_short_bytes = _bitcast(U8x16)
-low_words = _convert(U16x8, lambda builder, a: builder.trunc(a, _llvm(U16x8)))
-low_bytes = _convert(U8x8, lambda builder, a: builder.trunc(a, _llvm(U8x8)))
-both_halves = _convert(U8x32, lambda builder, a: builder.shuffle_vector(a, a, _shuffled(*range(16), *range(16))))
+as_short_words = bitcast(U16x8)
+as_short_bytes = bitcast(U8x16)
+low_words = convert(U16x8, lambda builder, a: builder.trunc(a, llvm_type(U16x8)))
+low_bytes = convert(U8x8, lambda builder, a: builder.trunc(a, llvm_type(U8x8)))
+both_halves = convert(U8x32, lambda builder, a: builder.shuffle_vector(a, a, shuffled(*range(16), *range(16))))
 """Sixteen bytes in both halves."""
-twice = _convert(U8x32, lambda builder, a: builder.shuffle_vector(a, a, _shuffled(*[i // 2 * 2 for i in range(32)])))
+twice = convert(U8x32, lambda builder, a: builder.shuffle_vector(a, a, shuffled(*[i // 2 * 2 for i in range(32)])))
 """The low byte of each word in its high one, too."""
 
 
@@ -224,78 +169,9 @@ def sign_bits(typingctx, mask):  # type: ignore[no-untyped-def]
     return types.uint64(mask), emit
 
 
-@intrinsic
-def count_bits(typingctx, value):  # type: ignore[no-untyped-def]
-    """How many bits of a number are set."""
-    return types.uint64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
-
-
-@intrinsic
-def high_products(typingctx, a, b):  # type: ignore[no-untyped-def]
-    """The upper halves of the 64-bit products of 32-bit lanes."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        wide = ir.VectorType(ir.IntType(64), 4)
-        shift, low = ir.Constant(wide, [32] * 4), ir.Constant(wide, [0xFFFFFFFF] * 4)
-        a, b = (builder.bitcast(value, wide) for value in args)
-        even = builder.mul(builder.and_(a, low), builder.and_(b, low))
-        odd = builder.mul(builder.lshr(a, shift), builder.lshr(b, shift))
-        eight = _llvm(U32x8)
-        even, odd = builder.bitcast(builder.lshr(even, shift), eight), builder.bitcast(odd, eight)
-        return builder.shuffle_vector(even, odd, _shuffled(*[i + 8 * (i % 2) for i in range(8)]))
-
-    return a(a, b), emit
-
-
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
-    """A pointer to vectors, at an element of an array of one dimension."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
-
-
-def _load(vector: Vector) -> Any:
-    """Loads a vector from consecutive elements of a contiguous array of one dimension, from `index` on."""
-
-    @intrinsic
-    def load(typingctx, array, index):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            address = _address(context, builder, signature.args[0], args[0], args[1], _llvm(vector))
-            return builder.load(address, align=1)
-
-        return vector(array, types.uint64), emit
-
-    return load
-
-
-load_8_bytes, load_16_bytes, load_32_bytes = _load(U8x8), _load(U8x16), _load(U8x32)
-load_states = _load(U32x8)
-
-
-@intrinsic
-def store(typingctx, array, index, value):  # type: ignore[no-untyped-def]
-    """Stores a vector to consecutive elements of a contiguous array of one dimension, from `index` on."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        address = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
-        builder.store(args[2], address, align=1)
-
-    return types.void(array, types.uint64, value), emit
-
-
-@intrinsic
-def prefetch(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of an element, which need not exist."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        address = _address(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
-        function = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        read, keep, data = (ir.Constant(number, n) for n in (0, 3, 1))
-        function = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
-        builder.call(function, [address, read, keep, data])
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64), emit
+load_8_bytes, load_16_bytes, load_32_bytes = loader(U8x8), loader(U8x16), loader(U8x32)
+load_states = loader(U32x8)
+transpose = transposer(U8x32)
 
 
 @intrinsic
@@ -303,12 +179,12 @@ def load_pairs(typingctx, words, pointers, first):  # type: ignore[no-untyped-de
     """Two words for each lane, the next one in the low half; `pointers[first : first + 8]` say where."""
 
     def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        value: Any = ir.Constant(_llvm(U32x8), None)
+        value: Any = ir.Constant(llvm_type(U32x8), None)
         for lane in range(LANES):
             place = builder.add(args[2], ir.Constant(args[2].type, lane))
-            pointer = builder.load(_address(context, builder, signature.args[1], args[1], place, ir.IntType(32)))
+            pointer = builder.load(address_of(context, builder, signature.args[1], args[1], place, ir.IntType(32)))
             pointer = builder.zext(pointer, ir.IntType(64))
-            address = _address(context, builder, signature.args[0], args[0], pointer, ir.IntType(32))
+            address = address_of(context, builder, signature.args[0], args[0], pointer, ir.IntType(32))
             value = builder.insert_element(value, builder.load(address, align=2), ir.Constant(ir.IntType(32), lane))
         return value
 
@@ -322,39 +198,12 @@ def store_pairs(typingctx, words, pointers, first, value):  # type: ignore[no-un
     def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
         for lane in range(LANES):
             place = builder.add(args[2], ir.Constant(args[2].type, lane))
-            pointer = builder.load(_address(context, builder, signature.args[1], args[1], place, ir.IntType(32)))
+            pointer = builder.load(address_of(context, builder, signature.args[1], args[1], place, ir.IntType(32)))
             pointer = builder.sub(builder.zext(pointer, ir.IntType(64)), ir.Constant(ir.IntType(64), 2))
-            address = _address(context, builder, signature.args[0], args[0], pointer, ir.IntType(32))
+            address = address_of(context, builder, signature.args[0], args[0], pointer, ir.IntType(32))
             builder.store(builder.extract_element(args[3], ir.Constant(ir.IntType(32), lane)), address, align=2)
 
     return types.void(words, pointers, types.uint64, value), emit
-
-
-@intrinsic
-def transpose(typingctx, source, source_at, source_stride, target, target_at, target_stride):  # type: ignore[no-untyped-def]
-    """Sixteen rows of 32 bytes, each half of 16 x 16 transposed; rows begin `stride` bytes after each other."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        def address(which: int, row: int) -> Any:
-            distance = builder.mul(args[which + 2], ir.Constant(ir.IntType(64), row))
-            place = builder.add(args[which + 1], distance)
-            return _address(context, builder, signature.args[which], args[which], place, _llvm(U8x32))
-
-        rows = [builder.load(address(0, row), align=1) for row in range(16)]
-        # Where bytes have the address (row, column), interleaving rows i and i + 8 rotates its eight bits by one.
-        low = [i // 2 + 32 * (i % 2) for i in range(16)]
-        low += [i + 16 for i in low]
-        for _ in range(4):
-            rows = [
-                builder.shuffle_vector(rows[i], rows[i + 8], _shuffled(*[k + 8 * half for k in low]))
-                for i in range(8)
-                for half in range(2)
-            ]
-        for row in range(16):
-            builder.store(rows[row], address(3, row), align=1)
-
-    size = types.uint64
-    return types.void(source, size, size, target, size, size), emit
 
 
 # ---- Tables ----
@@ -699,6 +548,16 @@ def _slot(lane, lanes, n):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
+def _slots_of(lanes, count):  # type: ignore[no-untyped-def]
+    """`_slot` of a set's first tiles and their lanes, int64 (tiles, lanes)."""
+    slot = np.empty((count, lanes), np.int64)
+    for n in range(count):
+        for lane in range(lanes):
+            slot[n, lane] = _slot(lane, lanes, n)
+    return slot
+
+
+@numba.njit
 def _places(tiles, count, lanes, tokens, channels):  # type: ignore[no-untyped-def]
     """For each lane of a set's first tiles: where it is in `transpose`'s rows, and in the symbols (at token 0)."""
     in_rows, in_symbols = np.empty(lanes * count, np.int64), np.empty(lanes * count, np.int64)
@@ -756,8 +615,12 @@ def _write(block, stride, lanes, tokens, places, offset, columns, out, column, c
 
 
 @numba.njit
-def _decode_one(words, at, states, lanes, j, dense, block, row, n, wide, column):  # type: ignore[no-untyped-def]
-    """One channel of one tile at 12 bits, of any number of entries and raw bits; where its words go on."""
+def decode_one(words, at, states, slot, j, dense, block, row, wide, column):  # type: ignore[no-untyped-def]
+    """One channel of one tile at 12 bits, of any number of entries and raw bits; where its words go on.
+
+    `slot[lane]` is the byte of a row of the block that belongs to the lane.
+    """
+    lanes = len(slot)
     slots, base = dense.slot[j], np.uint64(dense.start[j])
     pointer = np.uint64(at)
     twelve, sixteen = np.uint64(12), np.uint64(16)
@@ -780,7 +643,7 @@ def _decode_one(words, at, states, lanes, j, dense, block, row, n, wide, column)
                 pointer += np.uint64(1)
             wide[t, column] = dense.first[base + np.uint64(k)] + raw
         states[lane] = x
-        block[row + t // lanes * SLOTS + _slot(lane, lanes, n)] = k
+        block[row + t // lanes * SLOTS + slot[lane]] = k
     return np.int64(pointer)
 
 
@@ -813,7 +676,7 @@ def decode_dense(words, at, stop, state, faults, some, first_channel, channels, 
     for s in range(len(some.lanes)):
         lanes, count = some.lanes[s], some.used[s]
         tiles = some.tiles[s, : SLOTS // lanes]
-        places = _places(tiles, count, lanes, tokens, out.shape[2])
+        places, slot = _places(tiles, count, lanes, tokens, out.shape[2]), _slots_of(lanes, count)
         steps = (tokens + lanes - 1) // lanes
         # A row more than there are, so that columns do not all fall on the same few lines of the cache.
         stride = (steps + 1) * SLOTS
@@ -837,7 +700,7 @@ def decode_dense(words, at, stop, state, faults, some, first_channel, channels, 
                 if groups == 0:
                     for n in range(count):
                         i = tiles[n]
-                        at[i] = _decode_one(words, at[i], state[i], lanes, j, dense, block, row, n, wide[n], column)
+                        at[i] = decode_one(words, at[i], state[i], slot[n], j, dense, block, row, wide[n], column)
                 elif lanes == 1:
                     for n in range(SLOTS):
                         place = _vector_place(n)
@@ -1048,7 +911,7 @@ def _encode_tiles(words, pointers, states, tokens, tables, group, groups, block,
 
 
 @numba.njit
-def _encode_one(words, at, states, lanes, j, dense, tile):  # type: ignore[no-untyped-def]
+def encode_one(words, at, states, lanes, j, dense, tile):  # type: ignore[no-untyped-def]
     """One channel of one tile at 12 bits, of any number of entries and raw bits; where the next word goes before."""
     base = dense.start[j]
     first, shift = dense.first[base : dense.start[j + 1]], dense.shift[base : dense.start[j + 1]]
@@ -1153,7 +1016,7 @@ def encode_dense(symbols, marks, words, at, state, some, first_channel, channels
                 if groups == 0:
                     for n in range(count):
                         i = tiles[n]
-                        at[i] = _encode_one(words[i], at[i], state[i], lanes, j, dense, symbols[i])
+                        at[i] = encode_one(words[i], at[i], state[i], lanes, j, dense, symbols[i])
                     continue
                 for n in range(len(tiles)):  # what has no entry gets the nearest one's
                     i, c = tiles[n], column - first_channel
