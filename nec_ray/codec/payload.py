@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from nec_ray.codec import rans, vector
+from nec_ray.codec import paths, rans, vector, vector512
 from nec_ray.codec.spec import LayerSpec
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.errors import CorruptPayload
@@ -145,8 +146,10 @@ class _Layer:
     tokens: int
     dense: Dense
     sparse: Sparse
-    narrow: vector.Narrow | None
-    """The dense channels' tables for the vector path, where there is one and it suits them."""
+    kernels: ModuleType | None
+    """Of the vector path, where there is one and it suits the dense channels."""
+    registers: vector.Narrow | vector512.Permuted | None
+    """The dense channels' tables for it."""
     lowest: npt.NDArray[np.int32]
     """(channels,) the least symbol that is coded without an escape."""
     highest: npt.NDArray[np.int32]
@@ -180,7 +183,7 @@ class PayloadCoder:
         Raises:
             ValueError: the layers do not fit the tables, or each other; or NEC_CODEC_PATH cannot be followed.
         """
-        vectors = vector.chosen() and not scalar
+        kernels = None if scalar else paths.VECTOR.get(paths.chosen())
         if sum(layer.channels for layer in layers) != tables.channels:
             raise ValueError(f"the layers' channels do not add up to the tables' {tables.channels}")
         if len({(layer.scale, layer.tokens) for layer in layers}) != len({layer.scale for layer in layers}):
@@ -192,7 +195,7 @@ class PayloadCoder:
         for layer in layers:
             rows = slice(row, row + layer.channels)
             part = scales.index(layer.scale)
-            self._layers.append(_prepare(tables, rows, part, used[layer.scale], layer.tokens, vectors=vectors))
+            self._layers.append(_prepare(tables, rows, part, used[layer.scale], layer.tokens, kernels))
             used[layer.scale] += layer.channels
             row += layer.channels
 
@@ -343,10 +346,10 @@ def _encode(layer: _Layer, symbols: Symbols) -> tuple[Bytes, npt.NDArray[np.int6
     if tokens and has_dense:
         coded = (symbols, marks, words, at, state)
         rest = np.arange(tiles)
-        if layer.narrow is not None and words.size < _FAR:
+        if layer.kernels is not None and words.size < _FAR:
             some, rest = vector.sets(np.full(tiles, 1 << lanes_log2), rest)
             if len(some.lanes):
-                vector.encode_dense(*coded, some, layer.first, layer.channels, dense, layer.narrow)
+                layer.kernels.encode_dense(*coded, some, layer.first, layer.channels, dense, layer.registers)
         if len(rest):
             rans.encode_dense(*coded, int(rest[0]), layer.first, layer.channels, dense, 1 << lanes_log2)
     has_words = tokens > 0 and (has_dense or len(layer.sparse.column) > 0)
@@ -361,22 +364,26 @@ def _decode(layer: _Layer, data: Bytes, bodies: npt.NDArray[np.int64], out: Symb
     if out.shape[1] and len(layer.dense.column):
         order = np.argsort(lanes, kind="stable")
         order = order[faults[order] == rans.FINE]
-        if layer.narrow is not None and len(words) < _FAR:
+        if layer.kernels is not None and len(words) < _FAR:
             some, order = vector.sets(lanes, order)
             if len(some.lanes):
-                vector.decode_dense(words, at, stop, state, faults, some, *place, layer.dense, layer.narrow, out)
+                coded = (words, at, stop, state, faults)
+                layer.kernels.decode_dense(*coded, some, *place, layer.dense, layer.registers, out)
         if len(order):
             rans.decode_dense(words, at, stop, lanes, state, faults, order, *place, layer.dense, out)
     rans.end_decoding(words, at, stop, lanes, state, data, bodies, faults, *place, *tables, out)
     return faults
 
 
-def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: int, *, vectors: bool) -> _Layer:
+def _prepare(
+    tables: EntropyTables, rows: slice, part: int, first: int, tokens: int, kernels: ModuleType | None
+) -> _Layer:
     """A layer whose channels have the tables `rows`, in the form that the kernels use."""
     number = np.arange(rows.start, rows.stop)
     is_dense = (~tables.dead & ~tables.sparse)[rows]
     symbol = tables.first_symbols()
     lowest, highest = np.zeros(len(number), np.int32), np.zeros(len(number), np.int32)
+    registers = _registers(tables, number[is_dense], kernels) if kernels is not None else None
     live = ~tables.dead[rows]  # no symbol of a dead channel other than 0 has an entry
     lowest[live] = tables.offset[rows][live]
     highest[live] = symbol[tables.start[1:][rows][live] - 1] - 1
@@ -386,7 +393,8 @@ def _prepare(tables: EntropyTables, rows: slice, part: int, first: int, tokens: 
         channels=len(number),
         tokens=tokens,
         dense=_dense(tables, symbol, number[is_dense], first - rows.start),
-        narrow=_narrow(tables, number[is_dense]) if vectors else None,
+        kernels=kernels if registers is not None else None,
+        registers=registers,
         sparse=_sparse(tables, symbol, number[tables.sparse[rows]], first - rows.start),
         lowest=lowest,
         highest=highest,
@@ -423,13 +431,17 @@ def _dense(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDA
     )
 
 
-def _narrow(tables: EntropyTables, chosen: npt.NDArray[np.int64]) -> vector.Narrow | None:
-    """For the vector path, unless no channel suits it."""
+def _registers(
+    tables: EntropyTables, chosen: npt.NDArray[np.int64], kernels: ModuleType
+) -> vector.Narrow | vector512.Permuted | None:
+    """For a vector path, unless no channel suits it."""
     if tables.precision != vector.PRECISION:
         return None
     rows = [slice(tables.start[c], tables.start[c + 1]) for c in chosen]
-    made = vector.narrow([(tables.cdf[row].astype(np.int64), bool(tables.shift[row].any())) for row in rows])
-    return made if made.groups.any() else None
+    made: vector.Narrow | vector512.Permuted | None = kernels.prepare(
+        [(tables.cdf[row].astype(np.int64), bool(tables.shift[row].any())) for row in rows]
+    )
+    return made
 
 
 def _sparse(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDArray[np.int64], move: int) -> Sparse:

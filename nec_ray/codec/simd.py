@@ -30,6 +30,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def llvm_type(vector: Vector) -> Any:
+    """LLVM's type of a register."""
     return ir.VectorType(ir.IntType(vector.bits), vector.count)
 
 
@@ -83,6 +84,7 @@ def splat(vector: Vector) -> Any:
 
 
 def bitcast(vector: Vector) -> Any:
+    """The same bits as another type."""
     return convert(vector, lambda builder, a: builder.bitcast(a, llvm_type(vector)))
 
 
@@ -165,8 +167,6 @@ def prefetch(typingctx, array, index):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(array, types.uint64), emit
-
-
 
 
 def transpose(vector: Vector) -> Any:

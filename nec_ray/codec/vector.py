@@ -28,7 +28,6 @@ payload holds:
 
 # ruff: noqa: ARG001, PLR0912  (numba gives intrinsics more than they need; kernels are not cut for length)
 
-import os
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -91,20 +90,6 @@ def available() -> bool:
     """Whether the processor has AVX2 and numba uses it."""
     compiled_for = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
     return "+avx2" in compiled_for and bool(binding.get_host_cpu_features().get("avx2"))
-
-
-def chosen() -> bool:
-    """Whether this path is taken: where it is available, unless NEC_CODEC_PATH is "scalar".
-
-    Raises:
-        ValueError: NEC_CODEC_PATH is "vector" and it is not available, or it is something else.
-    """
-    path = os.environ.get("NEC_CODEC_PATH", "")
-    if path not in {"", "scalar", "vector"}:
-        raise ValueError(f'NEC_CODEC_PATH must be "scalar" or "vector", not "{path}"')
-    if path == "vector" and not available():
-        raise ValueError("NEC_CODEC_PATH is vector, but this processor has no AVX2, or numba may not use it")
-    return path != "scalar" and available()
 
 
 # ---- Vectors ----
@@ -226,11 +211,14 @@ class Narrow(NamedTuple):
     lookup: npt.NDArray[np.uint8]
     """Of all groups: `_ROWS` rows of a byte an entry, the lowest byte first. Two of the frequency; two of it with the
     top bit set where the state is taken one greater; two of the cumulative frequency, and in its high four bits a
-    shift; four of a reciprocal: see `_divisor`."""
+    shift; four of a reciprocal: see `divisor`."""
 
 
-def narrow(tables: "list[tuple[npt.NDArray[np.int64], bool]]") -> Narrow:
-    """Tables of channels from their cumulative frequencies, from 0 to the sum, and whether any entry has raw bits."""
+def prepare(tables: "list[tuple[npt.NDArray[np.int64], bool]]") -> Narrow | None:
+    """Tables of channels from their cumulative frequencies, from 0 to the sum, and whether any entry has raw bits.
+
+    None where no channel suits.
+    """
     groups = np.zeros(len(tables), np.uint64)
     begin = np.zeros(len(tables), np.uint64)
     compared: list[int] = []
@@ -247,6 +235,8 @@ def narrow(tables: "list[tuple[npt.NDArray[np.int64], bool]]") -> Narrow:
             lookup.append(_lookup_rows(below[number], frequency[number])[None])
             compared.append((len(below) + 3) // 4 * 4)
             groups[j] += np.uint64(1)
+    if not compared:
+        return None
     both = np.concatenate(search)
     return Narrow(
         groups=groups,
@@ -258,14 +248,14 @@ def narrow(tables: "list[tuple[npt.NDArray[np.int64], bool]]") -> Narrow:
 
 
 def _lookup_rows(below: npt.NDArray[np.int64], frequency: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    divisors = np.array([_divisor(int(f)) for f in frequency], np.int64).T
+    divisors = np.array([divisor(int(f)) for f in frequency], np.int64).T
     reciprocal, shift, more = divisors
     shifted = below | shift << 12
     values = [frequency, frequency >> 8, frequency, frequency >> 8 | more << 7, shifted, shifted >> 8]
     return np.array([*values, *(reciprocal >> 8 * n for n in range(4))]) & 0xFF
 
 
-def _divisor(f: int) -> tuple[int, int, int]:
+def divisor(f: int) -> tuple[int, int, int]:
     """(r, s, more) so that x // f == (x + more) * r >> (32 + s) for all 0 <= x < f << 20, and r < 2**32.
 
     r is 2**(32 + s) / f rounded up, e = r f - 2**(32 + s) greater than that, or else less than that by e.
@@ -300,7 +290,7 @@ def _words_apart() -> "tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]":
     return spread.ravel(), gather.ravel()
 
 
-_SPREAD, _GATHER = _words_apart()
+SPREAD, GATHER = _words_apart()
 
 
 class Sets(NamedTuple):
@@ -446,7 +436,7 @@ def _refill(x, old, active, words, pointer):  # type: ignore[no-untyped-def]
     """
     short = bits_and(less(x, splat32(np.uint32(LOWER))), active)
     lanes = sign_bits(short)
-    bytes_ = shuffle(load_16_bytes(words, pointer), load_16_bytes(_SPREAD, lanes * np.uint64(16)))
+    bytes_ = shuffle(load_16_bytes(words, pointer), load_16_bytes(SPREAD, lanes * np.uint64(16)))
     x = bits_or(choose(short, left(x, splat32(np.uint32(16))), x), widen(as_short_words(bytes_)))
     return choose(active, x, old), pointer + count_bits(lanes)
 
@@ -791,7 +781,7 @@ def _push_lanes(x, active, coding, words, pointer):  # type: ignore[no-untyped-d
     """
     keep = _keeps(x, coding)
     lanes = sign_bits(bits_and(less(keep, active), active))
-    given = shuffle(as_short_bytes(low_words(x)), load_16_bytes(_GATHER, lanes * np.uint64(16)))
+    given = shuffle(as_short_bytes(low_words(x)), load_16_bytes(GATHER, lanes * np.uint64(16)))
     store(words, pointer - np.uint64(LANES), given)
     return choose(active, _push(x, keep, coding), x), pointer - count_bits(lanes)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nec_ray.codec import Codec, EntropyTables, LayerSpec, PayloadCoder, vector
+from nec_ray.codec import Codec, EntropyTables, LayerSpec, PayloadCoder, paths
 from nec_ray.errors import InputError, MissingDependency, RunError
 from nec_ray.evaluate.bench import best_seconds, cores, machine
 
@@ -164,7 +164,7 @@ Measure = Callable[[Latent, Symbols, int], Coded]
 
 def _coders() -> Iterator[tuple[str, int, Measure]]:
     yield "nec", 1, _nec
-    if vector.chosen():
+    if paths.chosen() != paths.SCALAR:
         yield "nec scalar", 1, partial(_nec, scalar=True)
     yield "compressai", 1, _compressai
     yield "constriction", 1, _constriction

@@ -4,8 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
-from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, write_codec
+from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, PayloadCoder, paths, write_codec
+
+EACH_VECTOR_PATH = [
+    pytest.param(name, marks=pytest.mark.skipif(not kernels.available(), reason=f"this processor has no {name}"))
+    for name, kernels in paths.VECTOR.items()
+]
+EACH_PATH = [*EACH_VECTOR_PATH, paths.SCALAR]
+VECTOR_PATHS = max(1, len(paths.available()) - 1)
+"""How many there are here: they share the examples."""
+
+
+def coder_on(path: str, tables: EntropyTables, layers: list[LayerSpec]) -> PayloadCoder:
+    """A coder that takes one path, whatever NEC_CODEC_PATH says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEC_CODEC_PATH", path)
+        return PayloadCoder(tables, layers)
 
 
 def laplacian_pmf(scale: float, radius: int) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The vector path on damaged batches, its arrays between pages that no one may touch.
+"""The vector paths on damaged batches, its arrays between pages that no one may touch.
 
 numba's bounds checks do not see into the intrinsics; the processor does: a step outside ends the process. Every tile
 is compared with the scalar path's, refused or read.
@@ -6,22 +6,22 @@ is compared with the scalar path's, refused or read.
 
 import ctypes
 import os
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder, Payloads, payload, rans, vector
-from tests.codec.make import random_tables, symbols_of
+from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder, Payloads, paths, payload, rans
+from tests.codec.make import EACH_VECTOR_PATH, VECTOR_PATHS, coder_on, random_tables, symbols_of
 from tests.codec.test_hostile import body_of, framed, mutate
 
-TABLES = int(os.environ.get("NEC_FUZZ_TABLES", "250"))
+TABLES = int(os.environ.get("NEC_FUZZ_TABLES", "250")) // VECTOR_PATHS
 BATCHES = 20
 PAGE = 4096
 _NONE, _READ_WRITE, _PRIVATE_ANONYMOUS = 0, 3, 0x22
 
-pytestmark = pytest.mark.skipif(not vector.available(), reason="this processor has no AVX2")
 libc: Any = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -59,10 +59,9 @@ class Guarded:
             libc.munmap(base, size)
 
 
-@pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def guard(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Guards around what the vector kernels are given; counts their calls."""
-    real_decode, real_encode = vector.decode_dense, vector.encode_dense
+    real_decode, real_encode = kernels.decode_dense, kernels.encode_dense
     calls = {"decode": 0, "encode": 0}
 
     def decode(words, at, stop, state, faults, some, first, channels, dense, narrow, out):  # type: ignore[no-untyped-def]
@@ -85,8 +84,8 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         del room, states, tables
         guard.free()
 
-    monkeypatch.setattr(vector, "decode_dense", decode)
-    monkeypatch.setattr(vector, "encode_dense", encode)
+    monkeypatch.setattr(kernels, "decode_dense", decode)
+    monkeypatch.setattr(kernels, "encode_dense", encode)
     return calls
 
 
@@ -121,14 +120,18 @@ def damaged(rng: np.random.Generator, tile: bytes, other: bytes) -> bytes:
     return framed(body[: len(body) - 2 * int(rng.integers(1, 6))] or b"\0")
 
 
-def test_damaged_tiles_among_many_leave_no_array_and_harm_no_neighbour(guarded: dict[str, int]) -> None:
+@pytest.mark.parametrize("path", EACH_VECTOR_PATH)
+def test_damaged_tiles_among_many_leave_no_array_and_harm_no_neighbour(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = guard(paths.VECTOR[path], monkeypatch)
     rng = np.random.default_rng(int(os.environ.get("NEC_FUZZ_SEED", "4")))
     read = refused = 0
     for _ in range(TABLES):
         channels, tokens = int(rng.choice([1, 5, 15, 16, 17, 33, 70])), int(rng.choice([1, 2, 3, 8, 9, 16, 17, 33, 64]))
         tables: EntropyTables = random_tables(rng, channels, 12, int(rng.choice([2, 16, 17, 40, 64, 80, 256])))
         layers = [LayerSpec(channels=channels, tokens=tokens)]
-        scalar, fast = PayloadCoder(tables, layers, scalar=True), PayloadCoder(tables, layers, scalar=False)
+        scalar, fast = coder_on("scalar", tables, layers), coder_on(path, tables, layers)
         symbols = symbols_of(rng, tables, int(rng.integers(33, 71)), tokens)
         by_lanes = [compress(fast, symbols, lanes) for lanes in (1, 2, 4, 8, 16)]
         assert by_lanes[3] == compress(scalar, symbols, 8)
@@ -147,4 +150,4 @@ def test_damaged_tiles_among_many_leave_no_array_and_harm_no_neighbour(guarded: 
             read, refused = read + int(fine.sum()), refused + len(hit)
     assert read > 100
     assert refused > TABLES * BATCHES
-    assert min(guarded.values()) > TABLES
+    assert min(calls.values()) > TABLES

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder
+from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder, paths
 from nec_ray.codec.payload import Payloads
 from nec_ray.errors import CorruptPayload
 from tests.codec.make import (
@@ -122,8 +122,13 @@ def mutant(rng: np.random.Generator, target: Target) -> bytes:
 
 @pytest.mark.timeout(int(SECONDS) + 600)
 def test_mutated_payloads_give_a_typed_error_or_symbols_of_the_right_shape() -> None:
+    """The paths of this processor share the mutants."""
     rng = np.random.default_rng(int(os.environ.get("NEC_FUZZ_SEED", "1")))
-    chosen = targets()
+    chosen = []
+    for path in paths.available():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NEC_CODEC_PATH", path)
+            chosen += targets()
     started = time.monotonic()
     tried = refused = 0
     while tried < MUTANTS or time.monotonic() - started < SECONDS:

@@ -16,7 +16,9 @@ from safetensors.numpy import save
 from nec_ray.codec import EntropyTables, LayerSpec, PayloadCoder, Payloads
 from nec_ray.errors import CorruptPayload
 from tests.codec.make import (
+    EACH_PATH,
     SCALES,
+    coder_on,
     laplacian_pmf,
     laplacian_symbols,
     laplacian_tables,
@@ -340,7 +342,7 @@ def test_a_list_of_payloads_and_a_slice_of_them_are_payloads_too() -> None:
 
 _FIRST_CALL = """
 import numpy as np
-from nec_ray.codec import LayerSpec, PayloadCoder, rans, vector
+from nec_ray.codec import LayerSpec, PayloadCoder, paths, rans
 from tests.codec.make import SCALES, laplacian_symbols, laplacian_tables
 
 coder = PayloadCoder(laplacian_tables(SCALES), [LayerSpec(channels=24, tokens=9)])
@@ -356,8 +358,9 @@ many = np.repeat(symbols, 10, axis=0)  # enough for the vector path
 assert np.array_equal(coder.decompress(coder.compress(many))[0], many)
 kernels = [rans.open_layers, rans.begin_decoding, rans.decode_dense, rans.end_decoding]
 kernels += [rans.begin_encoding, rans.encode_dense, rans.end_encoding]
-if vector.chosen():
-    kernels += [vector.decode_dense, vector.encode_dense]
+fast = paths.VECTOR.get(paths.chosen())
+if fast:
+    kernels += [fast.decode_dense, fast.encode_dense]
 for kernel in kernels:
     assert len(kernel.signatures) == 1, kernel
     assert not kernel.stats.cache_misses, kernel
@@ -374,8 +377,8 @@ def test_a_new_process_compiles_nothing_whatever_arrays_it_is_given() -> None:
             assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("scalar", [False, True])
-def test_golden_payloads_of_format_1(scalar: bool) -> None:
+@pytest.mark.parametrize("path", EACH_PATH)
+def test_golden_payloads_of_format_1(path: str) -> None:
     """These bytes were written once and are read for ever; see golden/make.py."""
     files = sorted(GOLDEN.glob("*.json"))
     assert len(files) >= 7
@@ -385,7 +388,7 @@ def test_golden_payloads_of_format_1(scalar: bool) -> None:
         arrays = {name: np.array(a["data"], a["dtype"]) for name, a in case["tables"].items()}
         tables = EntropyTables.from_tensors(arrays)
         payloads = [bytes.fromhex(text) for text in case["payloads"]]
-        coder = PayloadCoder(tables, layers, scalar=scalar)
+        coder = coder_on(path, tables, layers)
         back = coder.decompress(payloads)
         assert [list(part.shape) for part in back] == case["shapes"]
         assert [hashlib.sha256(part.astype("<i4").tobytes()).hexdigest() for part in back] == case["symbols_sha256"]

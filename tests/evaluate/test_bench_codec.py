@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nec_ray.codec import vector
+from nec_ray.codec import paths
 from nec_ray.errors import RunError
 from nec_ray.evaluate import bench_codec
 from tests.runtime.make import random_codec
@@ -41,7 +41,7 @@ def test_the_command_on_a_codec(codec_folder: Path) -> None:
     assert report["machine"]["cores"] >= 1
     assert report["machine"]["first_call_s"] > 0
     assert [list(row) for row in report["rows"]] == [KEYS] * len(report["rows"])
-    portable = {"nec scalar"} if vector.chosen() else set()
+    portable = {"nec scalar"} if paths.chosen() != paths.SCALAR else set()
     assert {row["coder"] for row in report["rows"]} == {"nec", "compressai", "constriction"} | portable
     for row in report["rows"]:
         assert row["encode_msym_s"] > 0
