@@ -4,11 +4,12 @@ A unit is two vectors A, B of sixteen 32-bit states: eight lanes of four tiles (
 tiles, or one lane of 32 tiles, the even ones in A. A step waits for the one before it in its lane for some 70 cycles,
 so several units take turns (`_UNITS`); their states lie in memory between, and the processor does the rest. What a
 channel's symbols are decoded to, or encoded from, lies between in rows of 32 bytes, one a step, whose byte 2 e + v
-belongs to element e of A (v = 0) or B: that is how the vectors' entries fall together (`_slot`).
+belongs to element e of A (v = 0) or B: that is how the vectors' entries fall together (`_slots_of`).
 
 A channel's table of up to 64 entries lies in one or two registers, and a permutation of these by the entries' numbers
-looks all of them up at once. The entry of a slot is searched bit by bit, the highest first: `_find`. Channels of more
-entries or with raw bits are coded symbol by symbol.
+looks all of them up at once. Up to 16 entries are compared with the slots one after the other (`_compare`); among more
+the entry is searched bit by bit, the highest first (`_find`). Channels of more than 64 entries or with raw bits are
+coded symbol by symbol.
 
 Nothing here may be compiled before `available()` said yes: LLVM aborts the process where it meets an instruction that
 the processor has not. What keeps loads and stores within arrays, whatever a payload holds, is what does so in
