@@ -5,24 +5,21 @@ from types import ModuleType
 
 from nec_ray.codec import vector, vector512
 
-VECTOR: dict[str, ModuleType] = {"avx2": vector, "avx512": vector512}
-"""The vector paths, the one to be preferred first; both have `available`, `prepare`, `encode_dense` and `decode_dense`.
-
-AVX-512 stands last, so that it is taken where NEC_CODEC_PATH asks for it: it has not been shown to be faster yet, see
-docs/codec-speed.md."""
+VECTOR: dict[str, ModuleType] = {"avx512": vector512, "avx2": vector}
+"""The vector paths, the faster one first; both have `available`, `prepare`, `encode_dense` and `decode_dense`."""
 SCALAR = "scalar"
 """rans.py alone."""
 
 
 def available() -> list[str]:
-    """The paths that this processor can take, the one to be preferred first."""
+    """The paths that this processor can take, the fastest first."""
     return [*(name for name, kernels in VECTOR.items() if kernels.available()), SCALAR]
 
 
 def chosen() -> str:
-    """The path that is taken: the first one that is `available`, or the one that NEC_CODEC_PATH names.
+    """The path that is taken: the fastest one there is, or the one that NEC_CODEC_PATH names.
 
-    "vector" there is the first vector path.
+    "vector" there is the faster vector path that there is.
 
     Raises:
         ValueError: NEC_CODEC_PATH names no path, or one that this processor cannot take.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +133,10 @@ class Sparse(NamedTuple):
     """Of all places of `value`: the first symbol of the entry that begins there."""
     shift: npt.NDArray[np.uint8]
     """Of all places of `value`: the entry's raw bits."""
+    slot: npt.NDArray[np.uint8]
+    """(channels, 256): the entry of `value` that a slot's upper 8 bits lead to, or one of those before it."""
+    run_slot: npt.NDArray[np.uint8]
+    """(channels, 256): the same of `run`."""
 
 
 @dataclass(frozen=True)
@@ -406,10 +410,6 @@ def _prepare(
 def _dense(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDArray[np.int64], move: int) -> Dense:
     place, start = _places(tables.start, chosen)
     cdf = tables.cdf[place].astype(np.int64)
-    slots = np.arange(4096) << (tables.precision - 12)
-    slot = np.zeros((len(chosen), 4096), np.uint8)
-    for j in range(len(chosen)):
-        slot[j] = np.searchsorted(cdf[start[j] : start[j + 1]], slots, side="right") - 1
     ends = start[1:] - 1  # of each table, where no entry begins
     below = np.delete(cdf, ends)
     frequency = np.delete(np.diff(cdf, append=0), ends)
@@ -419,7 +419,7 @@ def _dense(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDA
     return Dense(
         column=chosen + move,
         precision=tables.precision,
-        slot=slot,
+        slot=_slots(cdf, start, tables.precision, 12),
         entry=(below | frequency << 16).astype(np.uint32),
         encoding=(below | np.maximum(4096 - frequency, 0) << 16).astype(np.uint64)
         | ((frequency << 20) - 1).astype(np.uint64) << np.uint64(32),
@@ -447,15 +447,27 @@ def _registers(
 def _sparse(tables: EntropyTables, symbol: npt.NDArray[np.int32], chosen: npt.NDArray[np.int64], move: int) -> Sparse:
     place, start = _places(tables.start, chosen)
     run_place, run_start = _places(tables.run_start, chosen)
+    value, run = tables.cdf[place], tables.run_cdf[run_place]
     return Sparse(
         column=chosen + move,
-        run=tables.run_cdf[run_place],
+        run=run,
         run_start=run_start,
-        value=tables.cdf[place],
+        value=value,
         start=start,
         first=symbol[place],
         shift=tables.shift[place],
+        slot=_slots(value, start, 16, 8),
+        run_slot=_slots(run, run_start, 16, 8),
     )
+
+
+def _slots(
+    cdf: npt.NDArray[np.integer[Any]], start: npt.NDArray[np.int64], precision: int, bits: int
+) -> npt.NDArray[np.uint8]:
+    """(channels, 2**bits): of each table the entry in which the slots begin that have these upper bits."""
+    slots = np.arange(1 << bits) << (precision - bits)
+    found = [np.searchsorted(cdf[start[j] : start[j + 1]], slots, side="right") - 1 for j in range(len(start) - 1)]
+    return np.array(found, np.uint8).reshape(-1, 1 << bits)
 
 
 def _places(

@@ -23,6 +23,8 @@ RUN_BITS = 16
 MAX_LANES_LOG2 = 4
 BLOCK = 64
 """Channels that are coded before they are written out: whole cache lines, and few visits to each memory page."""
+PART = 16
+"""Symbols of a block that are looked at one by one where any of them may need it."""
 SPARE = 8
 """Words behind the last that may be read in vain: `vector.SPARE`."""
 TOGETHER = 8
@@ -78,6 +80,14 @@ def crc32(data, begin, end):  # type: ignore[no-untyped-def]
         value = np.uint32(_CRC[0, (value ^ data[at]) & np.uint32(0xFF)] ^ (value >> np.uint32(8)))
         at += 1
     return np.uint32(value ^ np.uint32(0xFFFFFFFF))
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(source, begin, target, at, count):  # type: ignore[no-untyped-def]
+    """Copy `count` bytes."""
+    source, target = source[begin : begin + count], target[at : at + count]
+    for k in range(np.uint64(count)):
+        target[k] = source[k]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -221,6 +231,7 @@ def begin_decoding(data, bodies, faults, first_channel, channels, dense, sparse,
             total += (bodies[i, 1] - bodies[i, 0]) // 2
     # A dense channel reads at most two words a symbol before its pointer is checked.
     words = np.zeros(total + 2 * tokens + SPARE, np.uint16)
+    word_bytes = words.view(np.uint8)  # numba runs on little-endian processors alone
     total = 0
     for i in range(tiles):
         if faults[i] != FINE:
@@ -250,9 +261,8 @@ def begin_decoding(data, bodies, faults, first_channel, channels, dense, sparse,
         if faults[i] != FINE:
             continue
         at[i] = total
-        for k in range((end - here) // 2):
-            words[total] = np.uint16(data[here + 2 * k]) | np.uint16(data[here + 2 * k + 1]) << np.uint16(8)
-            total += 1
+        _copy(data, here, word_bytes, 2 * total, end - here)
+        total += (end - here) // 2
         stop[i] = total
     return words, at, stop, lanes, state
 
@@ -469,6 +479,15 @@ def _pull_sparse(x, used, stream, low, high):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
+def _entry_at(cdf, slots, part):  # type: ignore[no-untyped-def]
+    """The entry of a 16-bit slot: the one that its upper eight bits lead to, or one of the few after it."""
+    k = np.uint64(slots[part >> np.uint32(8)])
+    while cdf[k + np.uint64(1)] <= part:
+        k += np.uint64(1)
+    return np.int64(k)
+
+
+@numba.njit(cache=True, nogil=True)
 def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out):  # type: ignore[no-untyped-def]
     """The sparse channels, from the words in the dense lanes' last states (where `filled`) and those that are left."""
     tokens = out.shape[1]
@@ -506,10 +525,10 @@ def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out): 
                         x, used = _pull_sparse(x, used, stream, runs[k], np.uint32(1 << RUN_BITS))
                         t += k
                     else:
-                        run = np.searchsorted(runs, part, side="right") - 1
+                        run = _entry_at(runs, sparse.run_slot[j], part)
                         x, used = _pull_sparse(x, used, stream, runs[run], runs[run + 1])
                         t += np.int64(run)  # type: ignore[assignment]
-                        entry = np.searchsorted(values, np.uint32(x & np.uint64(0xFFFF)), side="right") - 1
+                        entry = _entry_at(values, sparse.slot[j], np.uint32(x & np.uint64(0xFFFF)))
                         x, used = _pull_sparse(x, used, stream, values[entry], values[entry + 1])
                         place = np.uint64(sparse.start[j] + entry)
                         x, used, symbol = _pull_raw(x, used, stream, sparse.first, sparse.shift, place)
@@ -599,6 +618,7 @@ def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, s
         body[i] = size
         sizes[i] = _varint_size(size) + 4 + size
     out = np.empty(sizes.sum(), np.uint8)
+    word_bytes = words.reshape(words.size).view(np.uint8)
     begin = 0
     for i in range(tiles):
         checksum = _put_varint(out, begin, body[i])
@@ -619,11 +639,8 @@ def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, s
             for lane in range(lanes):
                 _put_u32(out, here, state[i, lane])
                 here += 4
-            for k in range(at[i], dense_room):
-                word = words[i, k]
-                out[here] = np.uint8(word & np.uint16(0xFF))
-                out[here + 1] = np.uint8(word >> np.uint16(8))
-                here += 2
+            _copy(word_bytes, 2 * (i * dense_room + at[i]), out, here, 2 * (dense_room - at[i]))
+            here += 2 * (dense_room - at[i])
             for k in range(stream_start[i] + lanes, stream_start[i + 1]):
                 word = streams[k]
                 out[here] = np.uint8(word & np.uint16(0xFF))
@@ -632,6 +649,16 @@ def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, s
         begin += sizes[i]
         _put_u32(out, checksum, crc32(out, checksum + 4, begin))
     return out, sizes
+
+
+@numba.njit(forceinline=True)
+def _any_outside(row, low, high, left, count):  # type: ignore[no-untyped-def]
+    """Whether any of `count` symbols from `left` on is below `low` or above `high`."""
+    seen = np.int32(0)
+    for n in range(np.uint64(count)):
+        value = row[left + n]
+        seen |= np.int32(value < low[left + n]) | np.int32(value > high[left + n])
+    return seen
 
 
 @numba.njit(cache=True, nogil=True)
@@ -659,19 +686,18 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
             row = symbols[i, t, first_channel : first_channel + channels]
             for left in range(np.uint64(0), np.uint64(channels), np.uint64(BLOCK)):
                 right = min(left + np.uint64(BLOCK), np.uint64(channels))
-                if right - left == BLOCK:
-                    seen = np.int32(0)
-                    for n in range(np.uint64(BLOCK)):
-                        value = row[left + n]
-                        seen |= np.int32(value < low[left + n]) | np.int32(value > high[left + n])
-                    if not seen:
+                if right - left == BLOCK and not _any_outside(row, low, high, left, BLOCK):
+                    continue
+                for part in range(left, right, np.uint64(PART)):
+                    end = min(part + np.uint64(PART), right)
+                    if end - part == PART and not _any_outside(row, low, high, part, PART):
                         continue
-                for c in range(left, right):
-                    if row[c] < low[c] or row[c] > high[c]:
-                        found_token[count] = t
-                        found_channel[count] = c
-                        start[i, c + np.uint64(1)] += 1
-                        count += 1
+                    for c in range(part, end):
+                        if row[c] < low[c] or row[c] > high[c]:
+                            found_token[count] = t
+                            found_channel[count] = c
+                            start[i, c + np.uint64(1)] += 1
+                            count += 1
         start[i, 0] = total
         for c in range(channels):
             start[i, c + 1] += start[i, c]
@@ -884,7 +910,11 @@ def _entry_of(symbol, first, shift):  # type: ignore[no-untyped-def]
     """(entry, raw bits) of a symbol among entries that begin with `first`; the nearest one's where it has none."""
     if symbol <= first[0]:
         return np.int64(0), np.int64(0)
-    k = np.searchsorted(first, symbol, side="right") - 1
+    last, place = len(first) - 1, np.int64(symbol) - np.int64(first[0])
+    if np.int64(first[last]) - np.int64(first[0]) == last:  # one symbol each, but for the last entry
+        k = min(place, last)
+    else:
+        k = np.searchsorted(first, symbol, side="right") - 1
     return k, min(np.int64(symbol) - np.int64(first[k]), (np.int64(1) << np.int64(shift[k])) - 1)
 
 

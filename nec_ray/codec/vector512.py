@@ -72,7 +72,7 @@ NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512vb
 LANES = 16
 """States of a vector."""
 MOST_ENTRIES = 64
-_UNITS = 8
+_UNITS = 4
 """Units that take turns."""
 _BLOCK_BYTES = 7 << 16
 """Of entries between the states and the symbols, at most: they stay in the second-level cache."""
@@ -519,31 +519,44 @@ def _offsets(first, last, left_column, columns, dense):  # type: ignore[no-untyp
 
 
 @numba.njit
-def _write(block, start, stride, tiles, slot, offset, columns, out, column, tokens, channels):  # type: ignore[no-untyped-def]
+def _rows_of(slot):  # type: ignore[no-untyped-def]
+    """Where the symbols of each tile of a unit and of each token of two steps lie in `transpose`'s rows, uint64."""
+    lanes = slot.shape[1]
+    rows = np.empty((len(slot), 2 * lanes), np.uint64)
+    for n in range(len(slot)):
+        for step in range(2 * lanes):
+            place = slot[n, step % lanes]
+            rows[n, step] = place % 16 * 2 * SLOTS + place // 16 * 16 + step // lanes * SLOTS
+    return rows
+
+
+@numba.njit
+def _write(block, start, stride, tiles, rows_of, offset, columns, out, column, tokens, channels):  # type: ignore[no-untyped-def]
     """A unit's entries as symbols, to `columns` columns of the symbols `out` from `column` on.
 
     Two steps at a time; a row of a block is written in one go, and the next one asked for: rows are far apart, and
     tiles may lie so that their lines displace each other.
     """
-    lanes = slot.shape[1]
+    two_steps = rows_of.shape[1]
     rows = np.empty(len(offset) * 2 * SLOTS, np.uint8)
-    whole = columns // _COLUMNS * _COLUMNS
-    size, ahead = np.uint64(2 * SLOTS), np.uint64(lanes * channels)
-    for t in range(0, tokens, 2 * lanes):
+    whole, group = np.uint64(columns // _COLUMNS * _COLUMNS), np.uint64(_COLUMNS)
+    size, next_row = np.uint64(2 * SLOTS), np.uint64(channels)
+    for t in range(0, tokens, two_steps):
         for c in range(0, columns, _COLUMNS):
-            here = np.uint64(start + c * stride + t // lanes * SLOTS)
+            here = np.uint64(start + c * stride + t // two_steps * 2 * SLOTS)
             transpose(block, here, np.uint64(stride), rows, np.uint64(c) * size, size)
         for n in range(len(tiles)):
-            for step in range(min(2 * lanes, tokens - t)):
-                place = slot[n, step % lanes]
-                row = place % 16 * 2 * SLOTS + place // 16 * 16 + step // lanes * SLOTS
-                line = ((tiles[n] * tokens) + t + step) * channels + column
-                for c in range(0, whole, _COLUMNS):
-                    here, there = np.uint64(row) + np.uint64(c) * size, np.uint64(line + c)
-                    prefetch(out, there + ahead)
-                    store(out, there, add(widen(load_16_bytes(rows, here)), load_states(offset, np.uint64(c))))
-                for c in range(whole, columns):
-                    out[line + c] = np.int32(rows[row + whole * 2 * SLOTS + c - whole]) + offset[c]
+            line = np.uint64((tiles[n] * tokens + t) * channels + column)
+            for step in range(np.uint64(min(two_steps, tokens - t))):
+                row = rows_of[np.uint64(n), step]
+                for c in range(np.uint64(0), whole, group):
+                    there = line + c
+                    prefetch(out, there + next_row)
+                    symbols = add(widen(load_16_bytes(rows, row + c * size)), load_states(offset, c))
+                    store(out, there, symbols)
+                for c in range(whole, np.uint64(columns)):
+                    out[line + c] = np.int32(rows[row + whole * size + c - whole]) + offset[c]
+                line += next_row
 
 
 @numba.njit
@@ -606,6 +619,7 @@ def decode_dense(words, at, stop, state, faults, some, first_channel, channels, 
         used = some.used[s : s + units]
         s += units
         slot = _slots_of(lanes)
+        rows_of = _rows_of(slot)
         pointers, states, stops = _aligned(units * SLOTS), _aligned(units * SLOTS), _aligned(units * SLOTS)
         _gather(tiles, lanes, stop, state, stops, states)
         _gather(tiles, lanes, at, state, pointers, states)
@@ -644,10 +658,8 @@ def decode_dense(words, at, stop, state, faults, some, first_channel, channels, 
                 _stop(tiles, lanes, pointers, stops, faults)
             offset = _offsets(first, last, left_column, columns, dense)
             for u in range(units):
-                mine, start = tiles[u, : used[u]], u * unit_bytes
-                _write(
-                    block, start, stride, mine, slot, offset, end - begin, flat_out, left_column, tokens, out.shape[2]
-                )
+                mine, start, width = tiles[u, : used[u]], u * unit_bytes, end - begin
+                _write(block, start, stride, mine, rows_of, offset, width, flat_out, left_column, tokens, out.shape[2])
                 for j in range(first, last):
                     if dense.wide[j]:
                         for n in range(used[u]):
@@ -782,26 +794,27 @@ def _encode_tiles(words, pointers, states, shape, tables, j, block, row, unit_by
 
 
 @numba.njit
-def _read(block, start, stride, tiles, slot, offset, columns, symbols, column, tokens, channels):  # type: ignore[no-untyped-def]
+def _read(block, start, stride, tiles, rows_of, offset, columns, symbols, column, tokens, channels):  # type: ignore[no-untyped-def]
     """Columns of symbols as a unit's entries; nonsense for symbols without an entry. The opposite of `_write`."""
-    lanes = slot.shape[1]
+    two_steps = rows_of.shape[1]
     rows = np.zeros(len(offset) * 2 * SLOTS, np.uint8)
-    whole = columns // _COLUMNS * _COLUMNS
-    size, ahead = np.uint64(2 * SLOTS), np.uint64(lanes * channels)
-    for t in range(0, tokens, 2 * lanes):
+    whole, group = np.uint64(columns // _COLUMNS * _COLUMNS), np.uint64(_COLUMNS)
+    size, next_row = np.uint64(2 * SLOTS), np.uint64(channels)
+    for t in range(0, tokens, two_steps):
         for n in range(len(tiles)):
-            for step in range(min(2 * lanes, tokens - t)):
-                place = slot[n, step % lanes]
-                row = place % 16 * 2 * SLOTS + place // 16 * 16 + step // lanes * SLOTS
-                line = ((tiles[n] * tokens) + t + step) * channels + column
-                for c in range(0, whole, _COLUMNS):
-                    here, there = np.uint64(row) + np.uint64(c) * size, np.uint64(line + c)
-                    prefetch(symbols, there + ahead)
-                    store(rows, here, low_bytes(sub(load_states(symbols, there), load_states(offset, np.uint64(c)))))
-                for c in range(whole, columns):
-                    rows[row + whole * 2 * SLOTS + c - whole] = np.uint8(symbols[line + c] - offset[c])
+            line = np.uint64((tiles[n] * tokens + t) * channels + column)
+            for step in range(np.uint64(min(two_steps, tokens - t))):
+                row = rows_of[np.uint64(n), step]
+                for c in range(np.uint64(0), whole, group):
+                    there = line + c
+                    prefetch(symbols, there + next_row)
+                    entries = low_bytes(sub(load_states(symbols, there), load_states(offset, c)))
+                    store(rows, row + c * size, entries)
+                for c in range(whole, np.uint64(columns)):
+                    rows[row + whole * size + c - whole] = np.uint8(symbols[line + c] - offset[c])
+                line += next_row
         for c in range(0, columns, _COLUMNS):
-            here = np.uint64(start + c * stride + t // lanes * SLOTS)
+            here = np.uint64(start + c * stride + t // two_steps * 2 * SLOTS)
             transpose(rows, np.uint64(c) * size, size, block, here, np.uint64(stride))
 
 
@@ -835,6 +848,7 @@ def encode_dense(symbols, marks, words, at, state, some, first_channel, channels
         tiles, used = some.tiles[s : s + units], some.used[s : s + units]
         s += units
         slot = _slots_of(lanes)
+        rows_of = _rows_of(slot)
         pointers, states = _aligned(units * SLOTS), _aligned(units * SLOTS)
         _gather(tiles, lanes, at, state, pointers, states)
         unit_bytes = (steps // 2 + 1) * 2 * SLOTS
@@ -857,7 +871,7 @@ def encode_dense(symbols, marks, words, at, state, some, first_channel, channels
                     start,
                     stride,
                     mine,
-                    slot,
+                    rows_of,
                     offset,
                     end - begin,
                     flat_symbols,

@@ -159,7 +159,7 @@ def test_what_both_files_state_is_the_same() -> None:
 
 
 def test_the_path_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has_avx512, has_avx2, best in ((True, True, "avx2"), (False, True, "avx2"), (False, False, "scalar")):
+    for has_avx512, has_avx2, best in ((True, True, "avx512"), (False, True, "avx2"), (False, False, "scalar")):
         monkeypatch.setattr(vector512, "available", lambda has=has_avx512: has)
         monkeypatch.setattr(vector, "available", lambda has=has_avx2: has)
         monkeypatch.delenv("NEC_CODEC_PATH", raising=False)
