@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive.coverage import Coverage, coverage
-from nec_ray.archive.database import prepare
+from nec_ray.archive.database import prepare, view_sql
 from nec_ray.archive.datafile import DataFile
 from nec_ray.archive.filesystem import IndexFiles
 from nec_ray.archive.hints import codec_named, no_codec, nothing_fits
@@ -76,6 +76,16 @@ class Archive:
             BadQuery: the SQL does not parse, or does more than read the archive (nec_ray/archive/guard.py).
         """
         return Query(self._files, query, params)
+
+    def view_sql(self) -> str:
+        """SQL that makes the view `embeddings` over this version's files in any DuckDB.
+
+        The functions of nec_ray are not in it: what it gives is the index, not embeddings.
+
+        Raises:
+            InputError: the version has no files yet.
+        """
+        return view_sql(self._files)
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Index columns of the tiles that a condition picks, ordered by tile id."""
