@@ -584,7 +584,7 @@ def bench_train(
 def main() -> None:
     """Entry point of the `nec` command."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="nec", standalone_mode=False)  # the name that completion knows
     except NecError as error:
         code = _fail(str(error))
     except ModuleNotFoundError as error:
