@@ -1,5 +1,6 @@
-"""What holds for every command: help with an example that parses, completion, tables that fit, one line for an error."""
+"""What holds for every command: examples that parse, completion, tables that fit, one line for an error."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -91,8 +92,10 @@ def test_completion_in_bash_zsh_and_fish(typed: str, offered: list[str], monkeyp
         if shell == "zsh" and not offered:
             assert text.strip() == "_files"  # paths
             continue
-        found = [line.strip().split("\t")[0].strip('_arguments*: ()"').split('":"')[0] for line in text.splitlines()]
-        assert [name for name in found if name] == offered, shell
+        found = re.findall(
+            r'^(?:_arguments \S* :\(\()?"([^"]+)"' if shell == "zsh" else r"^([^\t\n]+)", text, re.MULTILINE
+        )
+        assert found == offered, shell
 
 
 @pytest.mark.slow
@@ -170,7 +173,7 @@ def test_a_row_of_many_columns_is_printed_as_lines(tmp_path: Path) -> None:
     assert shown[1][0].startswith("┏")
 
 
-def test_every_table_is_printed_as_json_too(tmp_path: Path) -> None:
+def test_every_table_is_printed_as_json_too() -> None:
     printing_tables = [path for path, command in COMMANDS.items() if any(p.name == "format_" for p in command.params)]
     assert {("query",), ("archive", "history"), ("archive", "similar"), ("bench", "codec")} <= set(printing_tables)
     assert {path for path in COMMANDS if path[0] == "bench"} <= set(printing_tables)
