@@ -348,7 +348,8 @@ def pull(
     from nec_ray.codec import parts_of
 
     check_out(out)
-    pulled = open_archive(archive, version).pull(where, layers, within=within, time=time)
+    with progress_bar("pulling tiles", as_json) as advance:
+        pulled = open_archive(archive, version).pull(where, layers, within=within, time=time, progress=advance)
     write_pull(pulled, out)
     shapes = [part.shape[1:] for part in parts_of(pulled.embeddings)]  # of each grid scale
     several = len(shapes) > 1

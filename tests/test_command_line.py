@@ -17,6 +17,7 @@ from rich.console import Console
 
 from nec_ray import printing
 from nec_ray.cli import app
+from tests.archive.make import filled_archive
 from tests.command import nec_here
 
 
@@ -115,9 +116,11 @@ def test_bash_completes_with_the_script_that_is_shown(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["history", "complete -o default -F _nec_completion nec"], done.stderr
 
 
-def test_scripts_for_zsh_and_fish_are_shown() -> None:
-    assert nec_here("--show-completion", "zsh").stdout.startswith("#compdef nec\n")
-    assert nec_here("--show-completion", "fish").stdout.startswith("complete --command nec ")
+def test_scripts_for_zsh_and_fish_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_NEC_COMPLETE", "source_zsh")
+    assert nec_here().stdout.startswith("#compdef nec\n")
+    monkeypatch.setenv("_NEC_COMPLETE", "source_fish")
+    assert nec_here().stdout.startswith("complete --command nec ")
 
 
 WORDS = st.text("abcdefghij0123456789/_-", min_size=1, max_size=90)
@@ -153,24 +156,19 @@ def test_a_table_fits_the_terminal_and_keeps_every_character(
         assert sorted(shown) == sorted("".join("".join(names + row) for row in rows))
 
 
-def test_a_row_of_many_columns_is_printed_as_lines(tmp_path: Path) -> None:
-    from tests.archive.make import filled_archive
-
+def test_a_row_of_many_columns_is_printed_as_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(printing, "_OUT", Console(highlight=False, soft_wrap=True))  # made when `nec` starts
     url = filled_archive(tmp_path).url
-    command = [sys.executable, "-c", "from nec_ray.cli import main; main()", "query", url]
-    wide = "SELECT * FROM embeddings WHERE tile_id = 't001'"
-    narrow = "SELECT tile_id, label, n_bytes FROM embeddings WHERE tile_id = 't001'"
-    environment = {"COLUMNS": "60", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    shown = [
-        subprocess.run([*command, sql], env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-        for sql in (wide, narrow)
-    ]
-    assert max(map(len, shown[0] + shown[1])) <= 60
-    assert [line.split()[:2] for line in shown[0] if line.startswith(("tile_id", "status"))] == [
-        ["tile_id", "t001"],
-        ["status", "valid"],
-    ]
-    assert shown[1][0].startswith("┏")
+    wide, narrow = (
+        nec_here("query", url, f"SELECT {columns} FROM embeddings WHERE tile_id = 't001'").stdout.splitlines()
+        for columns in ("*", "tile_id, label, n_bytes")
+    )
+    assert max(map(len, wide + narrow)) <= 60
+    shown = [line.split()[:2] for line in wide if line.startswith(("tile_id", "status"))]
+    assert shown == [["tile_id", "t001"], ["status", "valid"]]
+    assert narrow[0].startswith("┏")
+    assert "│ t001" in narrow[3]
 
 
 def test_every_table_is_printed_as_json_too() -> None:

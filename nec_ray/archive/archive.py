@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -193,6 +193,7 @@ class Archive:
         *,
         within: Any = None,
         time: Any = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Pull:
         """Fetch and decode the valid tiles that a condition picks.
 
@@ -202,6 +203,7 @@ class Archive:
             tile_ids: only these tiles.
             within: a region, see `select`.
             time: of acquisition, see `select`.
+            progress: called with (tiles done, tiles).
 
         Raises:
             BadQuery: the condition does not parse.
@@ -210,9 +212,8 @@ class Archive:
             InputError: no tile fits, or a codec has fewer layers.
             CorruptPayload: a payload fails its checksum; the message names the tile.
         """
-        return pull(
-            self._store, self._wanted(condition_of(where, within, time), layers, tile_ids, ordered=True), layers
-        )
+        wanted = self._wanted(condition_of(where, within, time), layers, tile_ids, ordered=True)
+        return pull(self._store, wanted, layers, progress)
 
     def parts(
         self,
