@@ -23,5 +23,5 @@ def nec_here(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         patch.setattr(sys, "argv", ["nec", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()
-    text = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    text = out.buffer.getvalue().decode()
     return subprocess.CompletedProcess(list(arguments), int(stop.value.code or 0), text, err.getvalue())

@@ -77,12 +77,10 @@ def size_on_disk(folder: Path) -> int:
 def test_the_wheel_alone_does_the_consumers_road(uv: str, built: tuple[Path, Path], tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     python = environment / "bin" / "python"
-    for command in (
-        [uv, "venv", "--quiet", "--python", sys.executable, environment],
-        [uv, "pip", "install", "--quiet", "--python", python, built[0]],
-    ):
-        done = run(command, tmp_path)
-        assert done.returncode == 0, done.stderr
+    done = run([uv, "venv", "--quiet", "--python", sys.executable, environment], tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run([uv, "pip", "install", "--quiet", "--python", python, built[0]], tmp_path)
+    assert done.returncode == 0, done.stderr
     made = filled_archive(tmp_path)
     road = run([python, "-c", ROAD], tmp_path)
     assert road.returncode == 0, road.stderr
