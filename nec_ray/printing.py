@@ -12,6 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -143,7 +144,7 @@ def _shortened(cell: str) -> str:
 
 def _fitting(names: list[str], rows: list[list[str]]) -> Table:
     """A table no wider than the terminal: cells are folded, or each row is printed as lines `column  value`."""
-    longest = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    longest = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
     least = [min(_LEAST, width) for width in longest]
     if sum(least) + 3 * len(names) + 1 <= _OUT.width:
         table = Table()

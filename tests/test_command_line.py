@@ -1,5 +1,7 @@
 """What holds for every command: examples that parse, completion, tables that fit, one line for an error."""
 
+import csv
+import json
 import re
 import shlex
 import shutil
@@ -118,9 +120,9 @@ def test_bash_completes_with_the_script_that_is_shown(tmp_path: Path) -> None:
 
 def test_scripts_for_zsh_and_fish_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_NEC_COMPLETE", "source_zsh")
-    assert nec_here().stdout.startswith("#compdef nec\n")
+    assert nec_here().stdout.strip().startswith("#compdef nec\n")
     monkeypatch.setenv("_NEC_COMPLETE", "source_fish")
-    assert nec_here().stdout.startswith("complete --command nec ")
+    assert nec_here().stdout.strip().startswith("complete --command nec ")
 
 
 WORDS = st.text("abcdefghij0123456789/_-", min_size=1, max_size=90)
@@ -171,7 +173,12 @@ def test_a_row_of_many_columns_is_printed_as_lines(tmp_path: Path, monkeypatch: 
     assert "│ t001" in narrow[3]
 
 
-def test_every_table_is_printed_as_json_too() -> None:
+def test_every_table_is_printed_as_json_too(tmp_path: Path) -> None:
+    url = filled_archive(tmp_path).url
+    rows = [json.loads(line) for line in nec_here("archive", "history", url, "--format", "json").stdout.splitlines()]
+    assert [(row["version"], row["operation"]) for row in rows] == [(1, "append"), (0, "create")]
+    cells = list(csv.DictReader(nec_here("archive", "history", url, "--format", "csv").stdout.splitlines()))
+    assert [row["time"] for row in cells] == [row["time"] for row in rows]
     printing_tables = [path for path, command in COMMANDS.items() if any(p.name == "format_" for p in command.params)]
     assert {("query",), ("archive", "history"), ("archive", "similar"), ("bench", "codec")} <= set(printing_tables)
     assert {path for path in COMMANDS if path[0] == "bench"} <= set(printing_tables)
