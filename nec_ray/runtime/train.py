@@ -16,7 +16,7 @@ from typing import Any
 from nec_ray.codec import InputSpec
 from nec_ray.errors import NotFound, RunError
 from nec_ray.runtime.cluster import connect
-from nec_ray.runtime.pretrain_data import check_modalities, modality_shares, statistics_of
+from nec_ray.runtime.pretrain_data import check_modalities, modality_shares, optical_input, statistics_of
 from nec_ray.runtime.recipe import Recipe
 from nec_ray.runtime.train_data import bands_of, input_of, shares
 from nec_ray.runtime.train_files import (
@@ -143,7 +143,7 @@ def _input(recipe: Recipe, catalog: Catalog, store: Store) -> InputSpec:
     try:
         return InputSpec.model_validate_json(store.read(INPUT))
     except NotFound:
-        spec = input_of(recipe, catalog)
+        spec = optical_input(recipe, catalog) if recipe.pretrains_mp_mae else input_of(recipe, catalog)
         store.replace(INPUT, spec.model_dump_json().encode())
         return spec
 
