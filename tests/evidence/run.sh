@@ -33,10 +33,11 @@ for data in aid dubai; do
     done
     archive "$data-built-in.archive" "$data" rgb/codec
 done
-# What adaptation trains, and the encoder's size, at one rate.
+# What adaptation trains, at one rate.
 for trainable in entropy entropy+patch all; do
     adapt "ablation-$trainable" aid $whole --set train.beta=0.01 --set train.trainable="$trainable"
+    archive "ablation-$trainable.archive" aid "ablation-$trainable/codec"
 done
-for task in aid dubai; do
+for task in aid ablation dubai; do
     nec evaluate "$here/$task.toml" --out "$task-report"
 done
