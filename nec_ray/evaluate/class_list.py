@@ -131,8 +131,9 @@ class ClassList:
 def read_class_list(where: str, data: bytes) -> ClassList:
     """The list in a classes.json.
 
-    Negative values can be ignored, and nothing else. One of: `{name: value}`, `{value: name}`, `[name, ...]` (values from 0), `{name: "#RRGGBB"}`,
+    One of: `{name: value}`, `{value: name}`, `[name, ...]` (values from 0), `{name: "#RRGGBB"}`,
     `{name: [red, green, blue]}`, `{"#RRGGBB": name}`, `{"classes": [{"title": name, "color": "#RRGGBB"}, ...]}`.
+    The name `ignore` is for what does not count; its value may be below 0.
 
     Raises:
         BadLabels: none of these.

@@ -1,6 +1,7 @@
 """Labels of tiles of a MMEarth catalog: the class of ESA WorldCover that most of a tile's pixels have, as CSV."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +14,7 @@ def main(catalog: str, out: str) -> None:
     rows = read_catalog(catalog).table
     found = read_modalities(rows, ["esa_worldcover"])
     names = rows["tile_id"].to_pylist()
-    with open(out, "w") as file:
+    with Path(out).open("w", encoding="utf-8") as file:
         file.write("tile_id,label\n")
         for row, pixels in zip(found.valid, found.values["esa_worldcover"], strict=True):
             known = pixels[pixels >= 0]
