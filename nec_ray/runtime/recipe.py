@@ -23,7 +23,12 @@ class DataSection(Section):
     size: int = Field(ge=8, le=1024)
     """Pixels a side that every tile is resized to; mp_mae's pretraining takes a random window of that size instead."""
     normalise: Literal["tiles", "imagenet"] = "tiles"
-    """Whose mean and deviation scale the pixels: the tiles' own, or ImageNet's, which published weights expect."""
+    """Whose mean and deviation scale the pixels: the tiles' own, or ImageNet's, which published weights expect. Where
+    mp_mae is pretrained, MMEarth's of Sentinel-2 L2A scale them for the adaptation, too."""
+    mean: list[float] | None = Field(default=None, min_length=1)
+    """Of each band, in the pixels' units, with `std` in place of `normalise`: what given weights were trained with."""
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, min_length=1)
+    """Standard deviation of each band; see `mean`."""
     augment: list[Literal["flip", "turn", "crop"]] = Field(default=["flip", "turn"])
     """What is done to a tile each time it is seen: mirrored, turned by quarters, or a random part of 0.2 to 1 of its
     area resized to the whole; overhead imagery has no upright. Pretraining of mp_mae has its window alone."""
@@ -150,10 +155,11 @@ class Recipe(Section):
         for key in ("inputs", "targets", "weighting"):
             if getattr(model, key) and not self.pretrains_mp_mae:
                 raise ValueError(f"model.{key} is for the pretraining of model.family mp_mae")
-        if self.pretrains_mp_mae and (self.data.bands or self.data.normalise != "tiles"):
+        given = self.data.bands or self.data.normalise != "tiles" or self.data.mean or self.data.std
+        if self.pretrains_mp_mae and given:
             raise ValueError(
                 "mp_mae is pretrained on the bands of model.inputs by MMEarth's statistics; "
-                "leave data.bands and data.normalise out"
+                "leave data.bands, data.normalise, data.mean and data.std out"
             )
         return self
 
@@ -172,6 +178,11 @@ class Recipe(Section):
             raise ValueError(f"train.pretrain_epochs 0 and train.trainable {how.trainable} would freeze random weights")
         if self.data.normalise == "imagenet" and self.data.bands and len(self.data.bands) != 3:
             raise ValueError("data.normalise imagenet is for data.bands of red, green and blue")
+        mean, std = self.data.mean or [], self.data.std or []
+        if len(mean) != len(std) or (mean and self.data.bands and len(mean) != len(self.data.bands)):
+            raise ValueError("data.mean and data.std go together, a number a band each")
+        if mean and self.data.normalise != "tiles":
+            raise ValueError(f"data.normalise {self.data.normalise} or data.mean and data.std, not both")
         return self
 
 
