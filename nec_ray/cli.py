@@ -215,7 +215,8 @@ def encode(
     codec: Annotated[
         str | None,
         typer.Option(
-            help="Codec directory, or first digits of the id of one in the archive. Not given: the archive's own."
+            help="Codec directory, or first digits of the id of one in the archive. Not given: the archive's own, or "
+            "for 8-bit RGB tiles in a new archive the built-in one."
         ),
     ] = None,
     where: Where = None,
