@@ -404,31 +404,26 @@ def head(
 @app.command()
 def evaluate(
     config: Annotated[
-        Path, typer.Argument(help="A TOML file; its keys are in schemas/evaluation.schema.json.", parser=_local)
+        Path,
+        typer.Argument(
+            help="A TOML file; its keys are in schemas/evaluation.schema.json, of GEO-Bench in "
+            "schemas/geobench_evaluation.schema.json.",
+            parser=_local,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, results.json, the pictures and the heads.", parser=_local)
     ],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as seeds=[0].")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare methods by accuracy and bytes: the same tasks on the same tiles, with several seeds."""
-    from nec_ray.evaluate.compare import compare
-    from nec_ray.evaluate.experiment import read_experiment
-    from nec_ray.evaluate.report import REPORT_HTML
+    """Compare methods by accuracy and bytes on the same tiles, or encoders on GEO-Bench, with several seeds."""
+    from nec_ray.evaluate.evaluation import read_evaluation, run_evaluation, summary_lines
 
     with progress_bar("training heads", as_json) as advance:
-        document = compare(read_experiment(config), out, advance)
-    lines = []
-    for row in document["summary"]:
-        measure = next(name for name in ("recall", "mean_iou", "accuracy") if row[name] is not None)
-        spread = row[f"{measure}_std"]
-        lines.append(
-            f"{row['method']}, {row['task']}: {measure.replace('_', ' ')} {row[measure]:.3f}"
-            + (f" (spread {spread:.3f} over {row['seeds']} seeds)" if spread is not None else "")
-            + f", {row['bytes_per_tile']:,.0f} bytes a tile"
-            + ("" if row["label_share"] == 1 else f", {row['label_share']:.3g} of the labels")
-        )
-    print_facts({"out": str(out), "summary": document["summary"]}, as_json, [*lines, f"report: {out / REPORT_HTML}"])
+        document = run_evaluation(read_evaluation(config, set_ or []), out, advance)
+    facts = {"out": str(out), "summary": document["summary"]}
+    print_facts(facts, as_json, [*summary_lines(document), f"report: {out / 'report.html'}"])
 
 
 @app.command()
