@@ -291,7 +291,5 @@ def _score_classes(truth: Target, said: Numbers, classes: int) -> dict[str, floa
     return {"accuracy": accuracy(confusion_counts(truth, said, classes))}
 
 
-def _score_labels(
-    truth: Target, scores: npt.NDArray[Any], said: npt.NDArray[np.bool_]
-) -> dict[str, float]:
+def _score_labels(truth: Target, scores: npt.NDArray[Any], said: npt.NDArray[np.bool_]) -> dict[str, float]:
     return {"map": mean_average_precision(truth, scores), "micro_f1": micro_f1(truth, said)}

@@ -75,11 +75,12 @@ def write_report(document: Row, pictures: Mapping[str, Path], out: Path) -> Path
     """
     summary, experiment = document["summary"], document["experiment"]
     seeds = ", ".join(map(str, experiment["seeds"]))
+    once = "; nearest neighbours among all samples do not depend on it" if "knn" in experiment else ""
     body = [
         f"<h1>{escape(experiment['title'])}</h1>",
-        f"<p class=facts>GEO-Bench; scores are of the test split, in per cent, the mean over seeds {escape(seeds)} and "
-        "their spread (sample standard deviation). The last weights are tested; nothing is chosen on the test "
-        "split.</p>",
+        f"<p class=facts>GEO-Bench; scores are of the test split, in per cent: the mean over seeds and its spread "
+        f"(sample standard deviation). Seeds: {escape(seeds)}{once}. The last weights are tested; nothing is chosen on "
+        "the test split.</p>",
         "<h2>What was run</h2>",
         *_warnings(summary),
         *(_scores(name, rows) for name, rows in _by_dataset(summary).items()),
@@ -106,20 +107,16 @@ def write_report(document: Row, pictures: Mapping[str, Path], out: Path) -> Path
 
 def ran(row: Row) -> str:
     """What a row of a summary is of, in words."""
-    settings = row["settings"]
-    said = [f"{row['method']} ({row['weights']} weights)" if row["kind"] != "archive" else f"{row['method']} (archive)"]
-    if row["pixels"] is not None:
-        said.append(f"{row['bands']} bands of {row['pixels']} px")
-    said.append(_WORDS[row["protocol"]])
-    if "epochs" in settings:
-        said.append(f"{settings['epochs']} epochs")
+    said = [row["method"], _input(row), _WORDS[row["protocol"]]]
+    if "epochs" in row["settings"]:
+        said.append(_count(row["settings"]["epochs"], "epoch"))
     trained = f"{row['samples']:,} of {row['train_samples']:,} training samples"
     said.append(f"{row['task_name']}: {trained}, {row['test_samples']:,} test samples")
-    return ", ".join([*said, _seeds(row["seeds"])])
+    return ", ".join([*said, _count(row["seeds"], "seed")])
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seed" + ("" if count == 1 else "s")
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _by_dataset(summary: Sequence[Row]) -> dict[str, list[Row]]:
@@ -144,22 +141,31 @@ def _warnings(summary: Sequence[Row]) -> list[str]:
 
 
 def _scores(name: str, rows: Sequence[Row]) -> str:
+    """A line an encoder and number of training samples, a column a protocol and measure."""
     measures = MEASURES[rows[0]["task"]]
-    heads = ["encoder", "protocol", *(_MEASURE_NAMES[one] for one in measures), "training samples", "seeds"]
-    heads += ["bytes a tile", "what was run"]
-    lines = [
-        [
-            row["method"],
-            _WORDS[row["protocol"]],
-            *(_score(row, measure) for measure in measures),
-            f"{row['samples']:,}",
-            str(row["seeds"]),
-            _NO if row["bytes_per_tile"] is None else f"{row['bytes_per_tile']:,.0f}",
-            ran(row),
-        ]
-        for row in rows
-    ]
-    return table(name, heads, lines, text=(1, len(heads) - 1))
+    protocols = [one for one in _WORDS if any(row["protocol"] == one for row in rows)]
+    heads = ["encoder", "training samples"]
+    for protocol in protocols:
+        epochs = next(row["settings"].get("epochs") for row in rows if row["protocol"] == protocol)
+        during = "" if epochs is None else f", {_count(epochs, 'epoch')}"
+        heads += [f"{_WORDS[protocol]}{during}: {_MEASURE_NAMES[measure]}" for measure in measures]
+    lines = []
+    for method, samples in dict.fromkeys((row["method"], row["samples"]) for row in rows):
+        mine = {row["protocol"]: row for row in rows if (row["method"], row["samples"]) == (method, samples)}
+        first = next(iter(mine.values()))
+        cells = [_score(mine[one], m) if one in mine else _NO for one in protocols for m in measures]
+        seeds = sorted({row["seeds"] for row in mine.values()}, reverse=True)
+        fetched = _NO if first["bytes_per_tile"] is None else f"{first['bytes_per_tile']:,.0f}"
+        lines.append([method, f"{samples:,}", *cells, " or ".join(map(str, seeds)), _input(first), fetched])
+    caption = f"{name}: {rows[0]['train_samples']:,} training samples, {rows[0]['test_samples']:,} test samples"
+    return table(caption, [*heads, "seeds", "input", "bytes a tile"], lines, text=(len(heads) + 1,))
+
+
+def _input(row: Row) -> str:
+    """What the encoder is given, and its weights."""
+    if row["kind"] == "archive":
+        return "pulled from an archive"
+    return f"{row['bands']} bands of {row['pixels']} px, {row['weights']} weights"
 
 
 def _beside(one: PaperTable, summary: Sequence[Row]) -> str:
