@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 
 from nec_ray.errors import BadCheckpoint, InputError
 from nec_ray.evaluate.geobench.encoders import build, input_of
 from nec_ray.evaluate.geobench.experiment import MaeVit, MpMae, Timm
-from nec_ray.models.convnext import ConvNextEncoder
+from nec_ray.models.convnext import Block, ConvNextEncoder
 from nec_ray.models.mae import MaeEncoder
 from nec_ray.models.mmearth_weights import mmearth_tensors
 from nec_ray.models.mp_mae import MpMae as WholeModel
@@ -24,7 +25,8 @@ def test_a_published_checkpoint_is_the_encoder(tmp_path: Path) -> None:
     assert input_of(source) == (["B2", "B3", "B4"], None, None)
     encoder = build(source, drop_path=0.5).eval()
     assert isinstance(encoder.net, ConvNextEncoder)
-    assert [block.drop_path for block in encoder.net.stages[3]] == pytest.approx([0.5 * 10 / 11, 0.5])  # type: ignore[union-attr]
+    blocks = [block for block in encoder.net.modules() if isinstance(block, Block)]
+    assert [block.drop_path for block in blocks] == pytest.approx([0.5 * number / 11 for number in range(12)])
     pixels = torch.randn(2, 3, 20, 20)  # of no patch's multiple
     with torch.no_grad():
         stages = whole.encoder(pixels)
@@ -44,7 +46,8 @@ def test_a_mae_vit_gives_its_mean_token_and_its_grid() -> None:
     torch.manual_seed(1)
     encoder = build(source, drop_path=0.2).eval()
     assert isinstance(encoder.net, MaeEncoder)
-    assert [block.drop_path2.drop_prob for block in encoder.net.blocks] == pytest.approx([0, 0.2 / 3, 0.4 / 3, 0.2])
+    rates = [module.drop_prob for module in encoder.net.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0, 0, 0.2 / 3, 0.2 / 3, 0.4 / 3, 0.4 / 3, 0.2, 0.2])
     pixels = torch.randn(2, 3, 24, 24)
     with torch.no_grad():
         tokens = encoder.net(pixels)

@@ -1,5 +1,6 @@
 """Evaluations of GEO-Bench as files: what cannot be is refused by its key, the schema is the model's."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from nec_ray.contracts import contract
 from nec_ray.errors import BadRecipe, InputError
 from nec_ray.evaluate.evaluation import read_evaluation
 from nec_ray.evaluate.experiment import Experiment
-from nec_ray.evaluate.geobench.experiment import geobench_schema
+from nec_ray.evaluate.geobench.experiment import PROTOCOLS, GeobenchExperiment, geobench_schema
 from nec_ray.evaluate.geobench.run import run_geobench
 
 START = """title = "x"
@@ -83,3 +84,14 @@ def test_the_schema_is_that_of_the_model() -> None:
     for path in (Path(nec_ray.__file__).parent / "data" / "geobench").glob("*.toml"):
         if path.stem not in {"papers", "compressed_recipe"}:
             Draft202012Validator(schema).validate(read_toml(path, "evaluation"))
+
+
+def test_the_page_s_example_is_an_evaluation(tmp_path: Path) -> None:
+    page = Path(nec_ray.__file__).parent / "docs" / "geobench.md"
+    [example] = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "a.toml").write_text(example)
+    found = read_evaluation(tmp_path / "a.toml")
+    assert isinstance(found, GeobenchExperiment)
+    kinds = set(geobench_schema()["properties"]["encoders"]["items"]["discriminator"]["mapping"])
+    assert {encoder.kind for encoder in found.encoders} == kinds, "the page shows every kind of encoder"
+    assert set(found.protocols) == set(PROTOCOLS)

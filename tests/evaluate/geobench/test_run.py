@@ -13,6 +13,9 @@ from torch import nn
 from nec_ray.archive import open_archive
 from nec_ray.codec import InputSpec, Lineage, load_codec
 from nec_ray.errors import BadLabels, InputError
+from nec_ray.evaluate.compare import compare
+from nec_ray.evaluate.consumer import read_tile_masks
+from nec_ray.evaluate.experiment import Experiment
 from nec_ray.evaluate.geobench.data import GeobenchTask
 from nec_ray.evaluate.geobench.experiment import ArchiveEmbeddings, CodecEncoder, Dataset, GeobenchExperiment, MpMae
 from nec_ray.evaluate.geobench.protocols import FromArchive, FromPixels, Run
@@ -207,3 +210,42 @@ def test_masks_are_scored_over_all_pixels_together(work: Path) -> None:
     expected = [np.sum((said == c) & (task.test_y == c)) / np.sum((said == c) | (task.test_y == c)) for c in range(3)]
 
     assert scores["mean_iou"] == pytest.approx(np.mean(expected))
+
+
+def test_several_grid_scales_are_compared_in_other_evaluations_too(work: Path, tmp_path: Path) -> None:
+    """`nec evaluate` on an archive's own labels, and on the masks of a data set of GEO-Bench."""
+    here = {"archive": str(work / "m-classes.archive"), "catalog": str(work / "m-classes.parquet")}
+    plain = {"kind": "uncompressed", "name": "float32", **here}
+    document: dict[str, Any] = {"title": "x", "tasks": ["knn"], "seeds": [0], "labels": here["catalog"]}
+    document["methods"] = [plain, {"kind": "nec", "name": "NEC", **here}]
+    done = compare(Experiment.model_validate(document), tmp_path / "classes")
+    encoders = [{"kind": "codec", "name": "float32", "codec": str(work / "codec")}]
+    encoders.append({"kind": "archive", "name": "NEC", "archive": here["archive"]})
+    same = run_geobench(experiment(work, ["classification"], encoders, knn={}), tmp_path / "same")
+    for ours, theirs in zip(done["summary"], same["summary"], strict=True):
+        assert (ours["method"], ours["accuracy"]) == (theirs["method"], pytest.approx(theirs["accuracy"]))
+        assert ours["snr_db"] is None
+    assert done["summary"][0]["bytes_per_tile"] == same["summary"][0]["bytes_per_tile"] == 4 * (4 * 32 + 16 * 16)
+    binary = {**plain, "kind": "binary", "name": "b"}
+    with pytest.raises(InputError, match=r"method b: codec .* methods of kind nec and uncompressed are compared"):
+        compare(Experiment.model_validate(document | {"methods": [binary]}), tmp_path / "refused")
+    archive = {"kind": "nec", "name": "NEC", "archive": str(work / "m-masks.archive")}
+    masks: dict[str, Any] = {
+        "title": "x",
+        "tasks": ["segmentation"],
+        "seeds": [0],
+        "epochs": 1,
+        "labels": str(work / "m-masks"),
+    }
+    done = compare(Experiment.model_validate(masks | {"methods": [archive]}), tmp_path / "masks")
+    assert done["results"][0]["tiles"] == 8 + 4, "the samples to train on and to test; those of valid are left out"
+    task = GeobenchTask(Dataset(folder="x"), str(work / "m-masks"))
+    read = read_tile_masks(open_archive(work / "m-masks.archive"), str(work / "m-masks"), None, None)
+    tested = [name for name, test in zip(read.tile_ids, read.is_test, strict=True) if test]
+    assert tested == task.tile_ids(sorted(task.test))
+    place = read.tile_ids.index(f"m-masks/{task.train[0]}")
+    assert np.array_equal(read.masks[place], task.train_y[0])
+    with pytest.raises(BadLabels, match="a data set of classification, which has no masks"):
+        read_tile_masks(open_archive(work / "m-masks.archive"), str(work / "m-classes"), None, None)
+    with pytest.raises(BadLabels, match="none of its samples is a valid tile"):
+        read_tile_masks(open_archive(work / "m-classes.archive"), str(work / "m-masks"), None, None)
