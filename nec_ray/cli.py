@@ -360,10 +360,11 @@ def head(
         str | None,
         typer.Option(
             help="Parquet, CSV or GeoJSON, or a catalog; the archive's own labels where not given. For segmentation a "
-            "folder of PNG or GeoTIFF masks named like tiles or their source images, or one label GeoTIFF."
+            "folder of PNG or GeoTIFF masks named like tiles or their source images, one label GeoTIFF, or a GEO-Bench "
+            "data set's folder. For multi-label a table, or a catalog, with a list of labels."
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="classification or segmentation")] = "classification",
+    task: Annotated[str, typer.Option(help="classification, multi-label or segmentation")] = "classification",
     classes: Annotated[
         str | None,
         typer.Option(help="Values or colours of the classes of masks (JSON); classes.json beside them if not given."),
@@ -393,7 +394,8 @@ def head(
             seed=seed,
             progress=advance,
         )
-    shown = ["accuracy", "mean_iou", "majority", "tiles", "train_tiles", "test_tiles", "bytes_per_tile"]
+    shown = ["accuracy", "map", "micro_f1", "mean_iou", "majority"]
+    shown += ["tiles", "train_tiles", "test_tiles", "bytes_per_tile"]
     print_facts(
         metrics,
         as_json,
