@@ -277,6 +277,11 @@ def protocols_of(experiment: GeobenchExperiment, encoder: Encoder, *, of_masks: 
     return [name for name in experiment.protocols if (name in OF_MASKS) == of_masks and name in able]
 
 
+def is_random(encoder: Encoder) -> bool:
+    """Whether its weights are of the seed."""
+    return isinstance(encoder, _OfPixels) and encoder.weights is None
+
+
 def geobench_schema() -> dict[str, Any]:
     """JSON Schema of the file, as schemas/geobench.schema.json holds it."""
     return schema(GeobenchExperiment)

@@ -18,12 +18,14 @@ from nec_ray.evaluate.geobench.data import GeobenchTask, Images, Target
 from nec_ray.evaluate.geobench.encoders import Features, PixelSource, build, input_of
 from nec_ray.evaluate.geobench.experiment import (
     ArchiveEmbeddings,
+    CodecEncoder,
     FineTuning,
     Knn,
     Linear,
     LinearFirstLayer,
     Segmentation,
     SegmentationFrozen,
+    is_random,
 )
 from nec_ray.evaluate.geobench.training import (
     Classifier,
@@ -68,6 +70,7 @@ class FromPixels:
         self.source = source
         self.train = Images(task.images(task.train, bands, pixels), self.statistics)
         self.test = Images(task.images(task.test, bands, pixels), self.statistics)
+        self._features: dict[int, tuple[Floats, Floats]] = {}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -77,16 +80,18 @@ class FromPixels:
     @cached_property
     def _fetched(self) -> dict[str, Any]:
         """Of the embeddings before compression, where they are a codec's."""
-        source = self.source
-        if source.kind != "codec":
+        if not isinstance(self.source, CodecEncoder):
             return {"bytes_per_tile": None, "codec_id": None}
-        codec = load_codec(source.codec)
+        codec = load_codec(self.source.codec)
         return {"bytes_per_tile": 4.0 * codec.spec.symbols, "codec_id": codec.id}
 
     def features(self, seed: int) -> tuple[Floats, Floats]:
         """Mean features float32 (samples, dim) of the training and test samples; with random weights, of a seed."""
-        encoder = self.encoder(seed).to(device()).eval()
-        return _features(encoder, self.train), _features(encoder, self.test)
+        key = seed if is_random(self.source) else 0
+        if key not in self._features:
+            encoder = self.encoder(seed).to(device()).eval()
+            self._features[key] = _features(encoder, self.train), _features(encoder, self.test)
+        return self._features[key]
 
     def encoder(self, seed: int, drop_path: float = 0.0) -> Features:
         """The encoder, as it is before anything is trained."""

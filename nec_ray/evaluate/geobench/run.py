@@ -22,6 +22,7 @@ from nec_ray.evaluate.geobench.experiment import (
     Encoder,
     GeobenchExperiment,
     Protocol,
+    is_random,
     protocols_of,
 )
 from nec_ray.evaluate.geobench.papers import MEASURES, papers
@@ -54,10 +55,14 @@ def run_geobench(experiment: GeobenchExperiment, out: Path, progress: Progress |
     Raises:
         NotFound, BadSource, BadLabels: of a data set; see `GeobenchTask`.
         BadCheckpoint: weights that do not fit their encoder.
-        InputError: an encoder for which there is nothing to do, or that no row of the papers' tables is.
+        InputError: an encoder for which there is nothing to do, or that no row of the papers' tables is; two data
+            sets of one name.
     """
     _check_papers(experiment)
     tasks = [GeobenchTask(dataset, _url(experiment, dataset)) for dataset in experiment.geobench]
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two data sets are named {twice}, after their folders; make two evaluations")
     plan = [
         (task, encoder, list(_asked(experiment, task, encoder))) for task in tasks for encoder in experiment.encoders
     ]
@@ -108,9 +113,11 @@ def _asked(experiment: GeobenchExperiment, task: GeobenchTask, encoder: Encoder)
     digest, identity = _digest(task), _identity(encoder)
     for protocol in protocols_of(experiment, encoder, of_masks=task.kind == "segmentation"):
         settings = getattr(experiment, protocol)
-        for samples in task.settings.samples:
-            count = len(task.train) if samples == "all" else min(samples, len(task.train))
-            once = protocol == "knn" and count == len(task.train) and not _is_random(encoder)
+        most = len(task.train)
+        for count in dict.fromkeys(
+            most if samples == "all" else min(samples, most) for samples in task.settings.samples
+        ):
+            once = protocol == "knn" and count == most and not is_random(encoder)
             for seed in experiment.seeds[:1] if once else experiment.seeds:
                 row: Row = {
                     "encoder": encoder.model_dump(exclude={"name", "curve", "paper"}) | identity,
@@ -136,17 +143,12 @@ def _identity(encoder: Encoder) -> Row:
     return {"weights_etag": Store(folder or "/").etag(name)}
 
 
-def _is_random(encoder: Encoder) -> bool:
-    """Whether its weights are of the seed."""
-    return not isinstance(encoder, ArchiveEmbeddings | CodecEncoder) and encoder.weights is None
-
-
 def _names(task: GeobenchTask, encoder: Encoder) -> Row:
     """What rows say of data set and encoder beside what their scores depend on."""
     return {
         "method": encoder.name,
         "kind": encoder.kind,
-        "weights": "random" if _is_random(encoder) else "pretrained",
+        "weights": "random" if is_random(encoder) else "pretrained",
         "paper": getattr(encoder, "paper", None),
         "task_name": task.name,
         "paper_dataset": task.paper,

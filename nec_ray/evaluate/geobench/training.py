@@ -159,20 +159,19 @@ def fit(
         module.requires_grad_(True)
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(layer_groups(model, settings.weight_decay, layer_decay), lr=settings.lr)
-    batch = min(settings.batch, len(target))
-    of_epoch = math.ceil(len(target) / batch)
+    of_epoch = math.ceil(len(target) / settings.batch)
     step = 0
     for epoch in range(settings.epochs):
         if thawed and epoch == frozen_epochs:
             for module in thawed:
                 module.requires_grad_(True)
         _set_mode(model, drop_path=drop_path)
-        for chosen in torch.split(torch.randperm(len(target)), batch):
+        for chosen in torch.tensor_split(torch.randperm(len(target)), of_epoch):  # alike: no batch of one sample
             rate = rate_at(step, of_epoch * settings.epochs, settings)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["lr_scale"]
             optimiser.zero_grad()
-            for part in torch.split(chosen, settings.part):
+            for part in torch.tensor_split(chosen, math.ceil(len(chosen) / settings.part)):
                 value = loss(model(to_device(inputs(part.numpy()), device)), target[part].to(device))
                 torch.autograd.backward(value * (len(part) / len(chosen)))
             optimiser.step()

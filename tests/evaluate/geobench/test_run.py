@@ -99,7 +99,7 @@ def test_only_what_changed_is_done_again(work: Path, tmp_path: Path) -> None:
         )
         return {(row["protocol"], row["samples"], row["seed"]): row["seconds"] for row in done["results"]}
 
-    sets = [{"folder": "m-classes", "samples": [3, "all"]}]
+    sets = [{"folder": "m-classes", "samples": [3, "all", 1000]}]  # the last two are the same
     first = run(geobench=sets)
     keys = {(protocol, samples, seed) for protocol in ("linear", "knn") for samples in (3, 8) for seed in (0, 1)}
     assert set(first) == keys, "random weights are of the seed, so neighbours differ too"

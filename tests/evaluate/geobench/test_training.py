@@ -214,6 +214,22 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
         assert torch.allclose(tensor, parts.state_dict()[name], atol=1e-12), name
 
 
+def test_no_batch_is_of_one_sample() -> None:
+    """Batch normalisation of a place has nothing to do with one."""
+    seen: list[int] = []
+
+    def counted(some: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        seen.append(len(some))
+        return np.zeros((len(some), 6), np.float32)
+
+    model = Classifier(None, 6, 2)
+    target = torch.zeros(33, dtype=torch.int64)
+    fit(model, counted, target, class_loss(0.0), Training(epochs=1, batch=16, part=10), trained=[model])
+    assert sum(seen) == 33
+    assert len(seen) == 3 * 2, "three steps, two parts each"
+    assert min(seen) == 5
+
+
 def test_blocks_are_left_out_in_training_alone() -> None:
     torch.manual_seed(7)
     net = ConvNextEncoder(SIZES)
