@@ -141,9 +141,17 @@ class TimmFeatures(Features):
     net: Any
 
     def __init__(self, net: Any, bands: int, side: int) -> None:
-        with torch.no_grad():  # what widths it has, it tells by doing
-            widths = [found.shape[1] for found in self._distinct(net.eval(), torch.zeros(1, bands, side, side))]
-        super().__init__(net, net.num_features, widths)
+        try:
+            with torch.no_grad():  # what widths it has, it tells by doing
+                found = _intermediates(net.eval(), torch.zeros(1, bands, side, side))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            first = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"timm's model takes no images of {side} px ({first}); give the pixels that it is for"
+            ) from None
+        kept = list({one.shape[2]: place for place, one in enumerate(found)}.values())
+        super().__init__(net, net.num_features, [found[place].shape[1] for place in kept])
+        self._kept = kept
 
     def forward(self, pixels: Tensor) -> Tensor:
         """What the model's classifier would be given."""
@@ -152,17 +160,13 @@ class TimmFeatures(Features):
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """Of each size the last."""
-        return self._distinct(self.net, pixels)
+        found = _intermediates(self.net, pixels)
+        return [found[place] for place in self._kept]
 
     def layers(self) -> dict[str, int]:
         """As timm groups them."""
         found: dict[str, int] = group_parameters(self.net, self.net.group_matcher(coarse=False), reverse=True)
         return found
-
-    @staticmethod
-    def _distinct(net: Any, pixels: Tensor) -> list[Tensor]:
-        found = net.forward_intermediates(pixels, intermediates_only=True)
-        return list({tuple(one.shape[2:]): one for one in found}.values())
 
 
 def build(source: PixelSource, drop_path: float = 0.0) -> Features:
@@ -276,6 +280,12 @@ def _image_size(source: Timm) -> dict[str, int]:
     takes = timm.models.model_entrypoint(source.model) if timm.is_model(source.model) else None
     is_vit = takes is not None and "vision_transformer" in takes.__module__
     return {"img_size": source.pixels} if is_vit and source.pixels else {}
+
+
+def _intermediates(net: Any, pixels: Tensor) -> list[Tensor]:
+    """All feature maps of a model of timm."""
+    found: list[Tensor] = net.forward_intermediates(pixels, intermediates_only=True)
+    return found
 
 
 def _grid(tokens: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """The protocols: what an encoder, or a pull of an archive, scores on a task (MMEarth, sections 5.1 and 5.2)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 from torch import nn
 
 from nec_ray.archive import open_archive
-from nec_ray.codec import Codec, load_codec, parts_of
-from nec_ray.errors import InputError
+from nec_ray.codec import load_codec, parts_of
 from nec_ray.evaluate.fitting import Floats, align, device
 from nec_ray.evaluate.geobench.data import GeobenchTask, Images, Target
 from nec_ray.evaluate.geobench.encoders import Features, PixelSource, build, input_of
@@ -81,9 +79,9 @@ class FromPixels:
     def _fetched(self) -> dict[str, Any]:
         """Of the embeddings before compression, where they are a codec's."""
         if not isinstance(self.source, CodecEncoder):
-            return {"bytes_per_tile": None, "codec_id": None}
-        codec = load_codec(self.source.codec)
-        return {"bytes_per_tile": 4.0 * codec.spec.symbols, "codec_id": codec.id}
+            return {"bytes_per_tile": None, "encoder_id": None}
+        spec = load_codec(self.source.codec).spec
+        return {"bytes_per_tile": 4.0 * spec.symbols, "encoder_id": spec.encoder_id}
 
     def features(self, seed: int) -> tuple[Floats, Floats]:
         """Mean features float32 (samples, dim) of the training and test samples; with random weights, of a seed."""
@@ -126,7 +124,7 @@ class FromArchive:
             "pixels": None,
             "bands": None,
             "bytes_per_tile": float(pull.n_bytes[np.unique(np.concatenate([train, test]))].mean()),
-            "codec_id": _codec(archive.codecs()).id,
+            "encoder_id": pull.encoder_id,
         }
 
     @property
@@ -269,12 +267,6 @@ class Run:
 def material_of(task: GeobenchTask, source: PixelSource | ArchiveEmbeddings) -> Material:
     """What an encoder's runs on a task need."""
     return FromArchive(task, source) if isinstance(source, ArchiveEmbeddings) else FromPixels(task, source)
-
-
-def _codec(codecs: Sequence[Codec]) -> Codec:
-    if not codecs:
-        raise InputError("the archive has no valid tile; encode the data set's catalog")
-    return codecs[0]
 
 
 @torch.no_grad()

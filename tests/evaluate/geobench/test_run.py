@@ -141,7 +141,7 @@ def test_both_papers_meet(work: Path, tmp_path: Path) -> None:
         train, test = ([place[f"m-classes/{one}"] for one in part] for part in (task.train, task.test))
         said = neighbours_vote(mean[train], task.train_y, mean[test], 3)
         assert rows[name, "knn"]["accuracy"] == pytest.approx(np.mean(said == task.test_y))
-        assert rows[name, "knn"]["codec_id"] == codec.id
+        assert rows[name, "knn"]["encoder_id"] == codec.spec.encoder_id
     assert rows["float32", "knn"]["bytes_per_tile"] == 4 * sum(part[0].size for part in latents)
     assert rows["NEC, first layer", "knn"]["bytes_per_tile"] < rows["NEC", "knn"]["bytes_per_tile"]
     assert (tmp_path / "rate_accuracy-1.png").exists()
