@@ -78,4 +78,4 @@ def test_models_of_timm_give_what_their_classifier_gets(tmp_path: Path) -> None:
     with torch.no_grad():
         assert len(vit.maps(torch.randn(1, 3, 32, 32))) == 1
     with pytest.raises(InputError, match=r"takes no images of 64 px .*give the pixels that it is for"):
-        build(Timm(kind="timm", name="x", model="test_vit"))
+        build(Timm(kind="timm", name="x", model="vit_tiny_patch16_224"))
