@@ -75,6 +75,7 @@ class Task(StrEnum):
     """What a head does."""
 
     classification = "classification"
+    multi_label = "multi-label"
     segmentation = "segmentation"
 
 
@@ -373,11 +374,12 @@ def head(
         str | None,
         typer.Option(
             help="Parquet, CSV or GeoJSON, or a catalog; the archive's own labels where not given. For segmentation a "
-            "folder of PNG or GeoTIFF masks named like tiles or their source images, or one label GeoTIFF."
+            "folder of PNG or GeoTIFF masks named like tiles or their source images, one label GeoTIFF, or a GEO-Bench "
+            "data set's folder. For multi-label a table, or a catalog, with a list of labels."
         ),
     ] = None,
     task: Annotated[
-        Task, typer.Option(help="What the labels are for: a class a tile, or masks.")
+        Task, typer.Option(help="What the labels are for: a class a tile, several, or masks.")
     ] = Task.classification,
     classes: Annotated[
         str | None,
@@ -408,7 +410,8 @@ def head(
             seed=seed,
             progress=advance,
         )
-    shown = ["accuracy", "mean_iou", "majority", "tiles", "train_tiles", "test_tiles", "bytes_per_tile"]
+    shown = ["accuracy", "map", "micro_f1", "mean_iou", "majority"]
+    shown += ["tiles", "train_tiles", "test_tiles", "bytes_per_tile"]
     print_facts(
         metrics,
         as_json,
@@ -419,31 +422,26 @@ def head(
 @app.command(epilog="Example: nec evaluate evaluation.toml --out report")
 def evaluate(
     config: Annotated[
-        Path, typer.Argument(help="A TOML file; its keys are in schemas/evaluation.schema.json.", parser=_local)
+        Path,
+        typer.Argument(
+            help="A TOML file; its keys are in schemas/evaluation.schema.json, of GEO-Bench in "
+            "schemas/geobench_evaluation.schema.json.",
+            parser=_local,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, results.json, the pictures and the heads.", parser=_local)
     ],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as seeds=[0].")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare methods by accuracy and bytes: the same tasks on the same tiles, with several seeds."""
-    from nec_ray.evaluate.compare import compare
-    from nec_ray.evaluate.experiment import read_experiment
-    from nec_ray.evaluate.report import REPORT_HTML
+    """Compare methods by accuracy and bytes on the same tiles, or encoders on GEO-Bench, with several seeds."""
+    from nec_ray.evaluate.evaluation import read_evaluation, run_evaluation, summary_lines
 
     with progress_bar("training heads", as_json) as advance:
-        document = compare(read_experiment(config), out, advance)
-    lines = []
-    for row in document["summary"]:
-        measure = next(name for name in ("recall", "mean_iou", "accuracy") if row[name] is not None)
-        spread = row[f"{measure}_std"]
-        lines.append(
-            f"{row['method']}, {row['task']}: {measure.replace('_', ' ')} {row[measure]:.3f}"
-            + (f" (spread {spread:.3f} over {row['seeds']} seeds)" if spread is not None else "")
-            + f", {row['bytes_per_tile']:,.0f} bytes a tile"
-            + ("" if row["label_share"] == 1 else f", {row['label_share']:.3g} of the labels")
-        )
-    print_facts({"out": str(out), "summary": document["summary"]}, as_json, [*lines, f"report: {out / REPORT_HTML}"])
+        document = run_evaluation(read_evaluation(config, set_ or []), out, advance)
+    facts = {"out": str(out), "summary": document["summary"]}
+    print_facts(facts, as_json, [*summary_lines(document), f"report: {out / 'report.html'}"])
 
 
 @app.command(epilog="Example: nec predict my-archive --head my-head --out classes.parquet")

@@ -1,13 +1,12 @@
 """Recipes: what to train, as TOML; closed, so that a misspelt key is an error and not a default."""
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from nec_ray.config import Section, check, read_toml, schema
+from nec_ray.config import Section, check, override, read_toml, schema
 from nec_ray.errors import BadRecipe
 
 
@@ -198,8 +197,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         BadRecipe: it is no TOML, or a key is unknown or its value impossible; the message names the key.
     """
     document = read_toml(path, "recipe")
-    for override in overrides:
-        _apply(document, override)
+    for text in overrides:
+        _apply(document, text)
     return check(Recipe, document, path, "recipe")
 
 
@@ -208,16 +207,8 @@ def recipe_schema() -> dict[str, Any]:
     return schema(Recipe)
 
 
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or len(parts) != 2 or not all(parts):
-        raise BadRecipe(f"--set {override}: write it as section.key=value, such as train.beta=0.02")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    section = document.setdefault(parts[0], {})
-    if not isinstance(section, dict):
-        raise BadRecipe(f"--set {override}: {parts[0]} is no section")
-    section[parts[1]] = value
+def _apply(document: dict[str, Any], text: str) -> None:
+    key, equals, _ = text.partition("=")
+    if not equals or len(key.split(".")) != 2:
+        raise BadRecipe(f"--set {text}: write it as section.key=value, such as train.beta=0.02")
+    override(document, text)
