@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nec_ray.cli_archive import AtVersion, Time, Within, archive_app
+from nec_ray.cli_archive import AtVersion, Printed, Time, Within, archive_app
 from nec_ray.cli_tiles import tiles_app
 from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError, without_secrets
 from nec_ray.printing import NOTES, Format, number, print_facts, print_result, print_rows, progress_bar, say_unless
@@ -71,6 +71,14 @@ Where = Annotated[str | None, typer.Option(help="SQL condition, such as \"label 
 Layers = Annotated[int | None, typer.Option(help="Only the first layers of each payload.", min=1)]
 
 
+class Task(StrEnum):
+    """What a head does."""
+
+    classification = "classification"
+    multi_label = "multi-label"
+    segmentation = "segmentation"
+
+
 class DecoderLayer(StrEnum):
     """What a head does with the codec's first decoder layer."""
 
@@ -79,7 +87,7 @@ class DecoderLayer(StrEnum):
     trained = "trained"
 
 
-@app.command()
+@app.command(epilog="Example: nec demo --out nec-demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.", parser=_local)] = Path("nec-demo"),
     restart: Annotated[
@@ -96,7 +104,9 @@ def demo(
         print_facts(summary, as_json)
 
 
-@tiles_app.command("build")
+@tiles_app.command(
+    "build", epilog="Example: nec tiles build scenes/ --tile-size 64 --licence CC-BY-4.0 --out catalog.parquet"
+)
 def tiles_build(
     source: Annotated[
         str,
@@ -165,7 +175,7 @@ def tiles_build(
     print_facts(facts, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: nec train recipe.toml --set data.catalog=catalog.parquet --out my-codec")
 def train(
     recipe: Annotated[
         Path, typer.Argument(help="A TOML file; its keys are in schemas/recipe.schema.json.", parser=_local)
@@ -199,14 +209,15 @@ def train(
     print_facts(facts, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: nec encode catalog.parquet s3://bucket/archive --codec my-codec/codec")
 def encode(
     catalog: Annotated[str, typer.Argument(help="A tile catalog.")],
     archive: Annotated[str, typer.Argument(help="The archive: a path or URL; created where it is not there.")],
     codec: Annotated[
         str | None,
         typer.Option(
-            help="Codec directory, or first digits of the id of one in the archive. Not given: the archive's own."
+            help="Codec directory, or first digits of the id of one in the archive. Not given: the archive's own, or "
+            "for 8-bit RGB tiles in a new archive the built-in one."
         ),
     ] = None,
     where: Where = None,
@@ -248,7 +259,9 @@ def encode(
     print_facts(account.to_dict(), as_json, account.lines())
 
 
-@app.command()
+@app.command(
+    epilog="Example: nec reencode my-archive --layers 2 --where \"acquired_at < TIMESTAMP '2020-01-01'\" --dry-run"
+)
 def reencode(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     codec: Annotated[
@@ -306,11 +319,11 @@ def reencode(
     print_facts(account.to_dict(), as_json, account.lines())
 
 
-@app.command()
+@app.command(epilog='Example: nec query my-archive "SELECT tile_id, n_bytes FROM embeddings LIMIT 5" --format csv')
 def query(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     sql: Annotated[str, typer.Argument(help="One SELECT over the view `embeddings`.")],
-    format_: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
+    format_: Printed = Format.table,
     version: AtVersion = None,
 ) -> None:
     """SQL over an archive's index; nec_decode(payload) gives embeddings."""
@@ -320,7 +333,7 @@ def query(
     print_result(result, format_)
 
 
-@app.command()
+@app.command(epilog="Example: nec pull my-archive --within 10.5,47,11,47.5 --time 2020-05/2020-08 --out embeddings.npz")
 def pull(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     out: Annotated[Path, typer.Option(help="File to write: .npz, .zarr or .parquet.", parser=_local)],
@@ -337,7 +350,8 @@ def pull(
     from nec_ray.codec import parts_of
 
     check_out(out)
-    pulled = open_archive(archive, version).pull(where, layers, within=within, time=time)
+    with progress_bar("pulling tiles", as_json) as advance:
+        pulled = open_archive(archive, version).pull(where, layers, within=within, time=time, progress=advance)
     write_pull(pulled, out)
     shapes = [part.shape[1:] for part in parts_of(pulled.embeddings)]  # of each grid scale
     several = len(shapes) > 1
@@ -352,7 +366,7 @@ def pull(
     print_facts(facts, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: nec head my-archive --labels labels.geojson --out my-head")
 def head(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     out: Annotated[Path, typer.Option(help="Folder for the head, its metrics and pictures.", parser=_local)],
@@ -360,10 +374,13 @@ def head(
         str | None,
         typer.Option(
             help="Parquet, CSV or GeoJSON, or a catalog; the archive's own labels where not given. For segmentation a "
-            "folder of PNG or GeoTIFF masks named like tiles or their source images, or one label GeoTIFF."
+            "folder of PNG or GeoTIFF masks named like tiles or their source images, one label GeoTIFF, or a GEO-Bench "
+            "data set's folder. For multi-label a table, or a catalog, with a list of labels."
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="classification or segmentation")] = "classification",
+    task: Annotated[
+        Task, typer.Option(help="What the labels are for: a class a tile, several, or masks.")
+    ] = Task.classification,
     classes: Annotated[
         str | None,
         typer.Option(help="Values or colours of the classes of masks (JSON); classes.json beside them if not given."),
@@ -385,7 +402,7 @@ def head(
             open_archive(archive),
             labels,
             out,
-            task=task,
+            task=task.value,
             classes=classes,
             decoder_layer=decoder_layer.value,
             layers=layers,
@@ -393,7 +410,8 @@ def head(
             seed=seed,
             progress=advance,
         )
-    shown = ["accuracy", "mean_iou", "majority", "tiles", "train_tiles", "test_tiles", "bytes_per_tile"]
+    shown = ["accuracy", "map", "micro_f1", "mean_iou", "majority"]
+    shown += ["tiles", "train_tiles", "test_tiles", "bytes_per_tile"]
     print_facts(
         metrics,
         as_json,
@@ -401,37 +419,32 @@ def head(
     )
 
 
-@app.command()
+@app.command(epilog="Example: nec evaluate evaluation.toml --out report")
 def evaluate(
     config: Annotated[
-        Path, typer.Argument(help="A TOML file; its keys are in schemas/evaluation.schema.json.", parser=_local)
+        Path,
+        typer.Argument(
+            help="A TOML file; its keys are in schemas/evaluation.schema.json, of GEO-Bench in "
+            "schemas/geobench_evaluation.schema.json.",
+            parser=_local,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, results.json, the pictures and the heads.", parser=_local)
     ],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as seeds=[0].")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare methods by accuracy and bytes: the same tasks on the same tiles, with several seeds."""
-    from nec_ray.evaluate.compare import compare
-    from nec_ray.evaluate.experiment import read_experiment
-    from nec_ray.evaluate.report import REPORT_HTML
+    """Compare methods by accuracy and bytes on the same tiles, or encoders on GEO-Bench, with several seeds."""
+    from nec_ray.evaluate.evaluation import read_evaluation, run_evaluation, summary_lines
 
     with progress_bar("training heads", as_json) as advance:
-        document = compare(read_experiment(config), out, advance)
-    lines = []
-    for row in document["summary"]:
-        measure = next(name for name in ("recall", "mean_iou", "accuracy") if row[name] is not None)
-        spread = row[f"{measure}_std"]
-        lines.append(
-            f"{row['method']}, {row['task']}: {measure.replace('_', ' ')} {row[measure]:.3f}"
-            + (f" (spread {spread:.3f} over {row['seeds']} seeds)" if spread is not None else "")
-            + f", {row['bytes_per_tile']:,.0f} bytes a tile"
-            + ("" if row["label_share"] == 1 else f", {row['label_share']:.3g} of the labels")
-        )
-    print_facts({"out": str(out), "summary": document["summary"]}, as_json, [*lines, f"report: {out / REPORT_HTML}"])
+        document = run_evaluation(read_evaluation(config, set_ or []), out, advance)
+    facts = {"out": str(out), "summary": document["summary"]}
+    print_facts(facts, as_json, [*summary_lines(document), f"report: {out / 'report.html'}"])
 
 
-@app.command()
+@app.command(epilog="Example: nec predict my-archive --head my-head --out classes.parquet")
 def predict(
     archive: Annotated[str, typer.Argument(help="An archive: a path or URL.")],
     head_dir: Annotated[Path, typer.Option("--head", help="Folder that `nec head` wrote.", parser=_local)],
@@ -455,18 +468,18 @@ def predict(
     print_facts({"out": str(out), "tiles": table.num_rows}, as_json)
 
 
-def _print_report(report: dict[str, Any], as_json: bool) -> None:
-    """A benchmark's report: whole as JSON, or its machine and then its rows."""
-    if as_json:
-        print_facts(report, as_json)
-        return
-    print_facts(report["machine"], as_json)
-    print_rows(report["rows"])
+def _print_report(report: dict[str, Any], format_: Format, as_json: bool) -> None:
+    """A benchmark's report: whole as JSON; its machine and a table of its rows; or in other formats the rows alone."""
+    if as_json or format_ is Format.table:
+        print_facts(report if as_json else report["machine"], as_json)
+    if not as_json:
+        print_rows(report["rows"], format_)
 
 
-@bench_app.command("codec")
+@bench_app.command("codec", epilog="Example: nec bench codec --json")
 def bench_codec(
     codec: Annotated[str | None, typer.Option(help="Real symbols and tables: a codec directory.")] = None,
+    format_: Printed = Format.table,
     as_json: Json = False,
 ) -> None:
     """Speed and size of the entropy coder beside CompressAI's and constriction's, on one core, then on all."""
@@ -474,10 +487,10 @@ def bench_codec(
     from nec_ray.evaluate.bench_codec import bench_codec as run
 
     report = run(load_codec(codec) if codec else None, say=say_unless(as_json))
-    _print_report(report, as_json)
+    _print_report(report, format_, as_json)
 
 
-@bench_app.command("encode")
+@bench_app.command("encode", epilog="Example: nec bench encode --tiles 4096 --repeats 3")
 def bench_encode(
     codec: Annotated[
         str | None, typer.Option(help="A codec for red, green and blue; random weights of a ViT-Ti/16 by default.")
@@ -485,29 +498,31 @@ def bench_encode(
     tiles: Annotated[int, typer.Option(help="Tiles of a run.", min=512)] = 2048,
     repeats: Annotated[int, typer.Option(help="Runs of each kind; the median counts.", min=1)] = 2,
     memory: Annotated[bool, typer.Option(help="Measure memory at 10,000 and at 100,000 tiles too.")] = True,
+    format_: Printed = Format.table,
     as_json: Json = False,
 ) -> None:
     """Tiles a second, start-up and memory of encoding on Ray beside the bare loop on the same cores."""
     from nec_ray.runtime.bench_encode import bench_encode as run
 
     report = run(codec, tiles, repeats=repeats, memory=memory, say=say_unless(False))  # to stderr: it takes long
-    _print_report(report, as_json)
+    _print_report(report, format_, as_json)
 
 
-@bench_app.command("planning")
+@bench_app.command("planning", epilog="Example: nec bench planning --tiles 1000000")
 def bench_planning(
     tiles: Annotated[int, typer.Option(help="Tiles of the catalog.", min=1000)] = 200_000,
     folder: Annotated[Path | None, typer.Option(help="Where to write, about 400 bytes a tile.")] = None,
+    format_: Printed = Format.table,
     as_json: Json = False,
 ) -> None:
     """Seconds and memory of plan, packs, index, query and pull over a catalog of any size, without pixels."""
     from nec_ray.runtime.bench_planning import bench_planning as run
 
     report = run(tiles, folder, say=say_unless(False))  # to stderr: it takes long
-    _print_report(report, as_json)
+    _print_report(report, format_, as_json)
 
 
-@bench_app.command("pull")
+@bench_app.command("pull", epilog="Example: nec bench pull --layout nec --layout parquet")
 def bench_pull(
     tiles: Annotated[int, typer.Option(help="Tiles of the synthetic archive.", min=1000)] = 200_000,
     s3: Annotated[
@@ -520,16 +535,17 @@ def bench_pull(
     layout: Annotated[
         list[str] | None, typer.Option(help="Only this layout (nec, parquet, lance, zarr, npy); may be repeated.")
     ] = None,
+    format_: Printed = Format.table,
     as_json: Json = False,
 ) -> None:
     """Bytes, requests and seconds of five pulls, beside Parquet, Lance, Zarr and .npy files, locally and over S3."""
     from nec_ray.evaluate.bench_pull import bench_pull as run
 
     report = run(tiles, s3, layouts=layout, repeats=repeats, say=say_unless(False))  # to stderr: it takes long
-    _print_report(report, as_json)
+    _print_report(report, format_, as_json)
 
 
-@bench_app.command("train")
+@bench_app.command("train", epilog="Example: nec bench train --size base --device cuda")
 def bench_train(
     size: Annotated[
         str | None,
@@ -546,6 +562,7 @@ def bench_train(
         int | None, typer.Option(help="Tiles a call; 8 on a CPU, 256 on a GPU where not given.", min=1)
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
+    format_: Printed = Format.table,
     as_json: Json = False,
 ) -> None:
     """Speed of training step and encoder beside timm's plain ViT or ConvNeXt V2: samples a second, FLOP utilisation."""
@@ -561,13 +578,13 @@ def bench_train(
         device=device,
         say=say_unless(as_json),
     )
-    _print_report(report, as_json)
+    _print_report(report, format_, as_json)
 
 
 def main() -> None:
     """Entry point of the `nec` command."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="nec", standalone_mode=False)  # the name that completion knows
     except NecError as error:
         code = _fail(str(error))
     except ModuleNotFoundError as error:
@@ -589,8 +606,13 @@ def main() -> None:
         # Typer carries a click of its own, whose usage errors have no public name.
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise
-        error.show()
         code = error.exit_code
+        text = getattr(error, "format_message", lambda: "")()
+        if "\n" in text or not text:  # the help of a command that was given nothing
+            error.show()
+        else:
+            command = getattr(getattr(error, "ctx", None), "command_path", "nec")
+            _fail(f"{text.rstrip('.')}; `{command} --help` says more")
     sys.exit(code if isinstance(code, int) else 0)
 
 

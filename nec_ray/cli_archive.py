@@ -15,6 +15,7 @@ from nec_ray.printing import Format, number, print_facts, print_result, print_ro
 
 archive_app = typer.Typer(no_args_is_help=True, help="What an archive holds, its versions, and its upkeep.")
 
+Printed = Annotated[Format, typer.Option("--format", help="How to print the table.")]
 Url = Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive: a path or URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
@@ -39,7 +40,7 @@ def _duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive info my-archive --version 3")
 def info(archive: Url, version: AtVersion = None, as_json: Json = False) -> None:
     """Tiles, bytes, codecs and coverage of a version."""
     from nec_ray.archive import open_archive
@@ -68,8 +69,8 @@ def info(archive: Url, version: AtVersion = None, as_json: Json = False) -> None
     print_facts(facts, as_json, lines)
 
 
-@archive_app.command()
-def history(archive: Url, as_json: Json = False) -> None:
+@archive_app.command(epilog="Example: nec archive history my-archive")
+def history(archive: Url, format_: Printed = Format.table, as_json: Json = False) -> None:
     """The versions, the newest first."""
     from nec_ray.archive.index import Index
     from nec_ray.archive.layout import read_info
@@ -84,10 +85,10 @@ def history(archive: Url, as_json: Json = False) -> None:
     if as_json:
         print_facts({"versions": rows}, as_json)
     else:
-        print_rows(rows)
+        print_rows(rows, format_)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive verify my-archive --sample 1000")
 def verify(
     archive: Url,
     sample: Annotated[int | None, typer.Option(help="Check only so many payloads, drawn at random.", min=1)] = None,
@@ -115,7 +116,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive gc my-archive --grace 14d --dry-run")
 def gc(
     archive: Url,
     grace: Annotated[
@@ -159,7 +160,7 @@ def gc(
     print_facts(facts, as_json, lines)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive compact my-archive --dry-run")
 def compact(archive: Url, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Merge small index files, and small and half-dead packs, as one version."""
     from nec_ray.archive.compact import compact as run
@@ -188,7 +189,7 @@ def compact(archive: Url, dry_run: DryRun = False, as_json: Json = False) -> Non
     print_facts(facts, as_json, lines)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive delete my-archive --where \"status = 'failed'\" --dry-run")
 def delete(
     archive: Url,
     where: Annotated[str, typer.Option(help="SQL condition that picks the tiles, such as \"status = 'failed'\".")],
@@ -205,7 +206,7 @@ def delete(
     print_facts(facts, as_json, [f"{does}: {done.dropped:,} tiles", f"version: {done.version}"])
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive restore my-archive --version 3")
 def restore(
     archive: Url,
     version: Annotated[str, typer.Option("--version", help="Number of a version, or a time with its zone.")],
@@ -226,7 +227,7 @@ def restore(
     print_facts(facts, as_json, [f"version {version} restored as version {done.version}: {done.added:,} tiles"])
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive rebuild my-archive")
 def rebuild(archive: Url, as_json: Json = False) -> None:
     """Make the index anew from the packs; tiles deleted since come back where their packs are still there."""
     from nec_ray.archive.change import rebuild as run
@@ -248,7 +249,7 @@ class ExportFormat(StrEnum):
     zarr = "zarr"
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive export my-archive --format stac --out my-stac")
 def export(
     archive: Url,
     out: Annotated[Path, typer.Option(help="What to write: a folder for stac and zarr, a file for geoparquet.")],
@@ -270,7 +271,17 @@ def export(
     print_facts(facts, as_json)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive sql my-archive > archive.sql")
+def sql(archive: Url, version: AtVersion = None) -> None:
+    """Print SQL that makes the view `embeddings` in any DuckDB: `duckdb -init archive.sql` needs no nec_ray."""
+    from nec_ray.archive import open_archive
+
+    sys.stdout.write(open_archive(archive, version).view_sql())
+
+
+@archive_app.command(
+    epilog="Example: nec archive coverage my-archive --within region.geojson --catalog catalog.parquet"
+)
 def coverage(
     archive: Url,
     within: Within = None,
@@ -291,7 +302,7 @@ def coverage(
     print_facts({"archive": archive, **facts}, as_json, lines)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive similar my-archive scene/r0004/c0007 -k 5 --format json")
 def similar(
     archive: Url,
     tile_id: Annotated[str, typer.Argument(metavar="TILE", help="Id of the tile to compare with.")],
@@ -299,7 +310,7 @@ def similar(
     where: Annotated[str | None, typer.Option(help="SQL condition, such as \"label = 'water'\".")] = None,
     within: Within = None,
     time: Time = None,
-    format_: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.table,
+    format_: Printed = Format.table,
     version: AtVersion = None,
 ) -> None:
     """The tiles most like one, by the cosine of their pooled vectors."""
@@ -310,7 +321,7 @@ def similar(
     print_result(opened.similar(tile_id, k, where, within=within, time=time, columns=columns), format_)
 
 
-@archive_app.command()
+@archive_app.command(epilog="Example: nec archive explore my-archive --out map.html")
 def explore(
     archive: Url,
     out: Annotated[Path | None, typer.Option(help="Write one HTML file that opens anywhere; serve nothing.")] = None,

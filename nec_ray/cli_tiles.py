@@ -15,7 +15,7 @@ Seed = Annotated[int, typer.Option(help="The same seed makes the same choice.", 
 _SHOWN = 12
 
 
-@tiles_app.command("generate")
+@tiles_app.command("generate", epilog="Example: nec tiles generate invented --samples 20 --picture samples.png")
 def tiles_generate(
     folder: Annotated[str, typer.Argument(help="Folder for the files, a path or URL.")],
     samples: Annotated[int, typer.Option(help="Samples, one a tile.", min=1)] = 100,
@@ -40,7 +40,9 @@ def tiles_generate(
     print_facts({"file": url, "tiles": samples, **({"picture": str(picture)} if picture else {})}, as_json)
 
 
-@tiles_app.command("balance")
+@tiles_app.command(
+    "balance", epilog="Example: nec tiles balance catalog.parquet --samples 10000 --out balanced.parquet"
+)
 def tiles_balance(
     catalog: Annotated[str, typer.Argument(help="A tile catalog with the columns biome and eco_region.")],
     samples: Annotated[int, typer.Option(help="Tiles wanted, a 14th of them in each biome.", min=1)],
@@ -62,7 +64,7 @@ def tiles_balance(
     print_facts(facts | ({"too_few_tiles_by": sample.short} if sample.short else {}), as_json)
 
 
-@tiles_app.command("scenes")
+@tiles_app.command("scenes", epilog="Example: nec tiles scenes catalog.parquet scenes.parquet --out choice.parquet")
 def tiles_scenes(
     catalog: Annotated[str, typer.Argument(help="A tile catalog.")],
     scenes: Annotated[str, typer.Argument(help="A scene catalog, a Parquet file as schemas/scenes.json says.")],

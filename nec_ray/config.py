@@ -39,6 +39,50 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise BadRecipe(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def override(document: dict[str, Any], text: str) -> None:
+    """Set a key of a document.
+
+    Args:
+        document: what `read_toml` gave.
+        text: `key=value`, keys of sections with dots, of a list by their place from 0: `encoders.0.weights=a.pth`. The
+            value is TOML; a bare word is a string.
+
+    Raises:
+        BadRecipe: it is not written so, or leads through a value or past the end of a list.
+    """
+    key, equals, value = text.partition("=")
+    *path, last = key.strip().split(".")
+    if not equals or not all([*path, last]):
+        raise BadRecipe(f"--set {text}: write it as key=value, such as train.beta=0.02")
+    inside: Any = document
+    for part in path:
+        inside = _inside(inside, part, text)
+    if isinstance(inside, list):
+        inside[_place(inside, last, text)] = _value(value)
+    else:
+        inside[last] = _value(value)
+
+
+def _inside(outer: Any, part: str, text: str) -> Any:
+    found = outer[_place(outer, part, text)] if isinstance(outer, list) else outer.setdefault(part, {})
+    if not isinstance(found, dict | list):
+        raise BadRecipe(f"--set {text}: {part} is no section")
+    return found
+
+
+def _place(outer: list[Any], part: str, text: str) -> int:
+    if not part.isdecimal() or int(part) >= len(outer):
+        raise BadRecipe(f"--set {text}: {part} is no place in a list of {len(outer)}")
+    return int(part)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def check(model: type[Model], document: dict[str, Any], path: Path, what: str) -> Model:
     """A document as its model.
 

@@ -12,6 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -41,6 +42,8 @@ class Format(StrEnum):
 
 _ROWS_SHOWN = 40
 _CELL = 120
+_LEAST = 12
+"""Characters that a column of a table keeps at least; where not all columns can, rows are printed one below another."""
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -131,14 +134,33 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _as_table(rows: Any) -> Table:
-    table = Table(show_lines=False)
-    for name in rows.column_names:
-        table.add_column(Text(name), overflow="fold", min_width=min(8, len(name)))
-    for row in rows.to_pylist():
-        table.add_row(
-            *(Text(cell if len(cell) <= _CELL else f"{cell[: _CELL - 3]}...") for cell in _cells(row.values()))
-        )
-    return table
+    cells = [[_shortened(cell) for cell in _cells(row.values())] for row in rows.to_pylist()]
+    return _fitting(rows.column_names, cells)
+
+
+def _shortened(cell: str) -> str:
+    return cell if len(cell) <= _CELL else f"{cell[: _CELL - 3]}..."
+
+
+def _fitting(names: list[str], rows: list[list[str]]) -> Table:
+    """A table no wider than the terminal: cells are folded, or each row is printed as lines `column  value`."""
+    longest = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+    least = [min(_LEAST, width) for width in longest]
+    if sum(least) + 3 * len(names) + 1 <= _OUT.width:
+        table = Table()
+        for name, width in zip(names, least, strict=True):
+            table.add_column(Text(name), overflow="fold", min_width=width)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(overflow="fold")
+    lines.add_column(overflow="fold")
+    for row in rows:
+        for name, cell in zip(names, row, strict=True):
+            lines.add_row(Text(name), Text(cell))
+        lines.add_row()
+    return lines
 
 
 def _cells(values: Iterable[Any]) -> Iterator[str]:
@@ -196,11 +218,12 @@ def _write_binary(result: Any, format_: Format) -> None:
         pyarrow.parquet.write_table(result, sink)
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Flat rows of one kind as a table."""
-    table = Table()
-    for name in rows[0]:
-        table.add_column(Text(name.replace("_", " ")), overflow="fold")
-    for row in rows:
-        table.add_row(*map(number, row.values()))
-    _OUT.print(table)
+def print_rows(rows: list[dict[str, Any]], format_: Format = Format.table) -> None:
+    """Flat rows of one kind in one of the formats: for people as a table, its numbers with thousands apart."""
+    if format_ is Format.table:
+        names = [name.replace("_", " ") for name in rows[0]]
+        _OUT.print(_fitting(names, [[number(value) for value in row.values()] for row in rows]))
+        return
+    import pyarrow as pa
+
+    print_result(pa.Table.from_pylist(rows), format_)

@@ -1,3 +1,2 @@
--- The view over an archive's version that `nec query` and `archive.sql` see; $FILES is the version's
--- explicit file list, $COLUMNS the columns of index.json.
+-- The view over one version of an archive: the columns of index.json, from the version's explicit list of files.
 CREATE TEMP VIEW embeddings AS SELECT $COLUMNS FROM $FILES

@@ -46,7 +46,7 @@ _ON_RAY = (
     "test_ray_dataset.py",
 )
 """One after the other: two cores do not carry the processes of two clusters."""
-_LONGEST = ("test_readme.py", "test_bench_pull.py", "test_s3.py", "test_hostile.py")
+_LONGEST = ("test_install.py", "test_docs.py", "test_readme.py", "test_bench_pull.py", "test_s3.py", "test_hostile.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

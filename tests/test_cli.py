@@ -7,31 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from nec_ray.cli import main
 from nec_ray.tiles import build_catalog, builtin_scene, write_catalog
 from tests.archive.make import Made, filled_archive
+from tests.command import nec, nec_here
 from tests.runtime.make import random_codec
-
-
-def nec(*arguments: str | Path, text: bool = True) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", "from nec_ray.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=text, check=False, timeout=600)
-
-
-def nec_here(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    """The same in this process: dozens of starts of Python take minutes."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["nec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    return subprocess.CompletedProcess(list(arguments), int(stop.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from nec_ray.contracts import arrow_schema
 from nec_ray.tiles import read_catalog
+from tests.command import nec_here
 from tests.runtime.make import random_codec
-from tests.test_cli import nec_here
 
 
 def test_the_road_of_mmearth(tmp_path: Path) -> None:

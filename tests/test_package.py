@@ -6,14 +6,27 @@ import sys
 from nec_ray.contracts import arrow_schema, contract
 from nec_ray.errors import NecError
 
+HEAVY = {"ray", "torch", "timm", "compressai", "rasterio", "PIL", "matplotlib"}
+ONLY_WHERE_NEEDED = {"numpy", "numba", "pyarrow", "duckdb", "deltalake", "fsspec", "s3fs", "zarr", "pydantic", "typer"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Modules that a fresh Python has after some code."""
+    code = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
 
 def test_importing_nec_ray_loads_neither_ray_nor_torch() -> None:
-    code = (
-        "import sys, nec_ray; nec_ray.open_archive, nec_ray.load_codec;"
-        "print(sorted({'ray', 'torch', 'timm', 'compressai', 'rasterio', 'PIL', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert not loaded_by("import nec_ray; nec_ray.open_archive, nec_ray.load_codec") & HEAVY
+
+
+def test_importing_nec_ray_alone_loads_nothing_but_python() -> None:
+    assert not loaded_by("import nec_ray") & (HEAVY | ONLY_WHERE_NEEDED)
+
+
+def test_the_command_starts_without_what_only_its_work_needs() -> None:
+    assert not loaded_by("import nec_ray.cli") & ((HEAVY | ONLY_WHERE_NEEDED) - {"typer"})
 
 
 def test_every_column_of_the_contracts_is_described() -> None:

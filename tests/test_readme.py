@@ -63,7 +63,7 @@ def interrupt_the_demo(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_every_command_and_the_python_of_the_readme(workplace: Path) -> None:
-    demo, road, upkeep = blocks("")
+    demo, road = blocks("")
     assert demo.strip() == "uv run nec demo"
     interrupt_the_demo(workplace)
     run(demo.strip() + " --json", workplace)
@@ -81,7 +81,7 @@ def test_every_command_and_the_python_of_the_readme(workplace: Path) -> None:
     again = json.loads(run("nec demo --json", workplace))
     assert again["archive"]["encoded"] == 0
     # The codec of the demo stands in for a second training run: test_train.py covers `nec train`.
-    for command in (road + upkeep).strip().splitlines():
+    for command in road.strip().splitlines():
         if command.startswith("nec train"):
             shutil.copytree(workplace / "nec-demo" / "train", workplace / "my-codec")
         else:

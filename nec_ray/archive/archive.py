@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive.coverage import Coverage, coverage
-from nec_ray.archive.database import prepare
+from nec_ray.archive.database import prepare, view_sql
 from nec_ray.archive.datafile import DataFile
 from nec_ray.archive.filesystem import IndexFiles
 from nec_ray.archive.hints import codec_named, no_codec, nothing_fits
@@ -76,6 +76,16 @@ class Archive:
             BadQuery: the SQL does not parse, or does more than read the archive (nec_ray/archive/guard.py).
         """
         return Query(self._files, query, params)
+
+    def view_sql(self) -> str:
+        """SQL that makes the view `embeddings` over this version's files in any DuckDB.
+
+        The functions of nec_ray are not in it: what it gives is the index, not embeddings.
+
+        Raises:
+            InputError: the version has no files yet.
+        """
+        return view_sql(self._files)
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Index columns of the tiles that a condition picks, ordered by tile id."""
@@ -183,6 +193,7 @@ class Archive:
         *,
         within: Any = None,
         time: Any = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Pull:
         """Fetch and decode the valid tiles that a condition picks.
 
@@ -192,6 +203,7 @@ class Archive:
             tile_ids: only these tiles.
             within: a region, see `select`.
             time: of acquisition, see `select`.
+            progress: called with (tiles done, tiles).
 
         Raises:
             BadQuery: the condition does not parse.
@@ -200,9 +212,8 @@ class Archive:
             InputError: no tile fits, or a codec has fewer layers.
             CorruptPayload: a payload fails its checksum; the message names the tile.
         """
-        return pull(
-            self._store, self._wanted(condition_of(where, within, time), layers, tile_ids, ordered=True), layers
-        )
+        wanted = self._wanted(condition_of(where, within, time), layers, tile_ids, ordered=True)
+        return pull(self._store, wanted, layers, progress)
 
     def parts(
         self,

@@ -23,7 +23,7 @@ from duckdb.func import ARROW
 
 from nec_ray.archive.filesystem import PROTOCOL, IndexFiles, PinnedFiles
 from nec_ray.contracts import arrow_schema, contract_text
-from nec_ray.errors import NecError
+from nec_ray.errors import InputError, NecError, without_secrets
 
 Function = Callable[[IndexFiles, pa.ChunkedArray], pa.Array]
 
@@ -69,9 +69,24 @@ def connect(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
         duckdb.Error: a file does not read; `typed` may know why.
     """
     connection = _cursor(files, query)
-    view = contract_text("embeddings.sql").replace("$COLUMNS", _columns()).replace("$FILES", _source(files))
-    connection.execute(view)
+    connection.execute(_view(_source(files)))
     return connection
+
+
+def view_sql(files: IndexFiles) -> str:
+    """The same view for a DuckDB that is not ours, over the files' paths or URLs.
+
+    Raises:
+        InputError: there are no files.
+    """
+    if not files.sizes:
+        raise InputError(f"{files.store.url}: this version holds no tiles, so there is nothing to make a view of")
+    urls = [without_secrets(f"{files.store.url}/{name}").replace("'", "''") for name in files.sizes]
+    return _view("read_parquet([{}])".format(", ".join(f"'{url}'" for url in urls)))
+
+
+def _view(source: str) -> str:
+    return contract_text("embeddings.sql").replace("$COLUMNS", _columns()).replace("$FILES", source).strip() + ";\n"
 
 
 def select(files: IndexFiles, columns: str, condition: str, params: Sequence[Any] | None = None) -> pa.Table:

@@ -1,6 +1,7 @@
 """Pulled embeddings, and parts of a pull that other processes can do."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,8 +102,16 @@ def _some(wanted: References, numbers: npt.NDArray[np.int64]) -> References:
     )
 
 
-def pull(store: Store, wanted: References, layers: int | None) -> Pull:
+def pull(
+    store: Store, wanted: References, layers: int | None, progress: Callable[[int, int], None] | None = None
+) -> Pull:
     """Fetch and decode payloads, in the order of the references.
+
+    Args:
+        store: of the archive.
+        wanted: where the payloads are.
+        layers: only the first layers; all where it is None.
+        progress: called with (tiles done, tiles).
 
     Raises:
         MixedCodecs: they are of several encoders, or of several shapes.
@@ -115,6 +124,7 @@ def pull(store: Store, wanted: References, layers: int | None) -> Pull:
     shapes = [(len(wanted), *scale.shape) for scale in scales]
     symbols = [np.empty(shape, np.int32) for shape in shapes]
     embeddings = [np.empty(shape, np.float32) for shape in shapes]
+    done = 0
     for batch in fetch(store, wanted):
         codec = archive_codec(store, batch.codec_id)
         decoded = decode(codec, [wanted.tile_ids[i] for i in batch.number], batch.payloads, layers)
@@ -122,6 +132,9 @@ def pull(store: Store, wanted: References, layers: int | None) -> Pull:
             whole[batch.number] = part
         for latent, part in zip(embeddings, parts_of(codec.dequantise(decoded)), strict=True):
             latent[batch.number] = part
+        done += len(batch.number)
+        if progress:
+            progress(done, len(wanted))
     return Pull(
         tile_ids=wanted.tile_ids,
         symbols=joined(symbols),

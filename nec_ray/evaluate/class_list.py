@@ -46,8 +46,8 @@ class ClassList:
     """Turns a mask's codes (values, or colours as 0xRRGGBB) to class numbers.
 
     Args:
-        names: the class of each code, in the order of classes; `ignore` marks codes that do not count. Where it is
-            None, every value found becomes a class of that name.
+        names: the class of each code, in the order of classes; `ignore` marks codes that do not count, which alone may
+            be below 0. Where it is None, every value found becomes a class of that name.
         is_colour: whether codes are colours.
         where: what to call the list in an error.
     """
@@ -58,6 +58,7 @@ class ClassList:
         self._open = names is None
         self._names: list[str] = []
         self._code_of: dict[str, int] = {}
+        self._below: list[int] = []
         self._table = np.full(_CODES if is_colour else _LARGEST_VALUE + 1, _UNKNOWN, np.uint8)
         if not is_colour and IGNORED not in (names or {}):
             self._table[IGNORED] = IGNORED
@@ -66,7 +67,10 @@ class ClassList:
 
     def _add(self, code: int, name: str) -> None:
         if name.casefold() in _IGNORE:
-            self._table[code] = IGNORED
+            if code < 0:
+                self._below.append(code)
+            else:
+                self._table[code] = IGNORED
             return
         if name not in self._code_of:
             if len(self._names) == MAX_CLASSES:
@@ -85,12 +89,16 @@ class ClassList:
         Raises:
             BadLabels: a code that is no class's; `where` names the mask.
         """
+        if self._below and codes.size and codes.min() < 0:
+            below = np.isin(codes, self._below)
+            ignored = below if ignored is None else ignored | below
         if ignored is not None:  # what lies there may be anything
             codes = np.where(ignored, np.int32(IGNORED), codes)
         if codes.size and not 0 <= codes.min() <= codes.max() < len(self._table):
             bad = codes.min() if codes.min() < 0 else codes.max()
             raise BadLabels(
-                f"{where}: value {bad} is no class; classes are 0 to {_LARGEST_VALUE}, mark others as nodata"
+                f"{where}: value {bad} is no class; classes are 0 to {_LARGEST_VALUE}, mark others as nodata, or say "
+                f'{{"ignore": {bad}}} in the list of classes'
             )
         if self._open:
             for code in np.unique(codes[self._table[codes] == _UNKNOWN]).tolist():
@@ -125,6 +133,7 @@ def read_class_list(where: str, data: bytes) -> ClassList:
 
     One of: `{name: value}`, `{value: name}`, `[name, ...]` (values from 0), `{name: "#RRGGBB"}`,
     `{name: [red, green, blue]}`, `{"#RRGGBB": name}`, `{"classes": [{"title": name, "color": "#RRGGBB"}, ...]}`.
+    The name `ignore` is for what does not count; its value may be below 0.
 
     Raises:
         BadLabels: none of these.
@@ -141,6 +150,8 @@ def read_class_list(where: str, data: bytes) -> ClassList:
     is_colour = pairs[0][0]
     names: dict[int, str] = {}
     for _, code, name in pairs if is_colour else sorted(pairs, key=lambda pair: pair[1]):
+        if code < 0 and name.casefold() not in _IGNORE:
+            raise BadLabels(f"{where}: {name!r} is {code}; classes are 0 to {_LARGEST_VALUE}")
         if names.setdefault(code, name) != name:
             raise BadLabels(f"{where}: {names[code]!r} and {name!r} are of one value or colour; give each its own")
     return ClassList(names, is_colour=is_colour, where=where)
@@ -184,7 +195,7 @@ def _code(given: Any) -> tuple[bool, int]:
         if not all(type(part) is int and 0 <= part <= 255 for part in given):
             raise ValueError
         return True, red << 16 | green << 8 | blue
-    if isinstance(given, bool) or not isinstance(given, int | str) or not 0 <= int(given) <= _LARGEST_VALUE:
+    if isinstance(given, bool) or not isinstance(given, int | str) or abs(int(given)) > _LARGEST_VALUE:
         raise ValueError
     return False, int(given)
 

@@ -25,6 +25,7 @@ from nec_ray.evaluate.experiment import (
     Experiment,
     Method,
     Task,
+    Uncompressed,
     curves,
     reference_curve,
     tasks_of,
@@ -76,14 +77,14 @@ class _Work:
         """With all tiles coded and decoded.
 
         Raises:
-            InputError: the codec has several grid scales.
+            InputError: the codec has several grid scales, and the method codes none or one.
         """
         named = None if isinstance(method, Embeddings) else method.codec
         codec = load_codec(named) if named else archive.codecs(experiment.where)[0]
-        if len(codec.scales()) > 1:
+        if len(codec.scales()) > 1 and not isinstance(method, Embeddings | Uncompressed):
             raise InputError(
-                f"method {method.name}: codec {codec.id[:12]} has several grid scales, which `nec evaluate` does not "
-                "compare yet; `nec head` trains on them"
+                f"method {method.name}: codec {codec.id[:12]} has several grid scales; methods of kind nec and "
+                "uncompressed are compared on these"
             )
         return cls(experiment, method, archive, labels, encodings, codec, encodings.code(method, archive, codec))
 
@@ -153,7 +154,7 @@ class _Work:
         if trains_encoder(self.method):
             found, said = segment_pixels(x[~test], y[~test], x[test], y[test], self.codec, **how)
         else:
-            grid = self.codec.spec.grid
+            grid = self.codec.spec.token_grid
             result = evaluate_segmentation(x[~test], y[~test], x[test], y[test], grid=grid, **how)
             found, said = result.scores, result.predicted
         return asdict(found) | {"prediction": said[some]}

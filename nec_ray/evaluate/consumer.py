@@ -16,6 +16,7 @@ from nec_ray.evaluate.fitting import Floats, Progress
 from nec_ray.evaluate.head import evaluate_embeddings, train_head
 from nec_ray.evaluate.labels import LABEL_ROWS, LabelledTiles, Labels, read_labels
 from nec_ray.evaluate.masks import MASK_ROWS, Masks, read_masks
+from nec_ray.evaluate.multi_label import MultiLabels, read_multi_labels, train_multi_label_head
 from nec_ray.evaluate.segment import train_segmentation_head
 from nec_ray.models.dataset import EmbeddingSource, enlarged_to, valid_rows
 from nec_ray.models.embed import Embedder, first_decoder_layer, latent_medians
@@ -43,11 +44,11 @@ def train_head_on_archive(
 
     Args:
         archive: what `nec_ray.open_archive` gives.
-        labels: path or URL, see `read_labels` and, for segmentation, `read_masks`; the archive's own `label` column
-            where it is None.
+        labels: path or URL, see `read_labels`, `read_multi_labels` and `read_masks`; for classification the archive's
+            own `label` column where it is None.
         out: folder to write to.
         where: an SQL condition over `embeddings`: only these tiles are trained on and tested.
-        task: `classification` or `segmentation`.
+        task: `classification`, `multi-label` or `segmentation`.
         classes: path or URL of the list of classes of masks, see `read_masks`.
         decoder_layer: see `train_head`, like all that follow; the layer itself is taken from the tiles' codec, like
             the medians that stand for the channels which `layers` leaves out.
@@ -57,7 +58,7 @@ def train_head_on_archive(
         progress: see `train_head`.
 
     Returns:
-        What metrics.json holds, see `train_head` and `train_segmentation_head`.
+        What metrics.json holds, see `train_head`, `train_multi_label_head` and `train_segmentation_head`.
 
     Raises:
         NotFound, BadLabels: see `read_labels` and `read_masks`.
@@ -66,8 +67,11 @@ def train_head_on_archive(
     """
     _check_task(task, labels, classes)
     how: dict[str, Any] = {"layers": layers, "epochs": epochs, "seed": seed, "progress": progress}
+    known: Labels | MultiLabels | Masks
     if task == "classification":
-        known: Labels | Masks = read_tile_labels(archive, labels, where)
+        known = read_tile_labels(archive, labels, where)
+    elif task == "multi-label":
+        known = read_multi_labels(str(labels), valid_rows(archive, ["tile_id"], where)["tile_id"].to_pylist())
     else:
         known = read_tile_masks(archive, str(labels), classes, where)
     return train_on_labels(archive, known, out, decoder_layer=decoder_layer, where=where, **how)
@@ -75,7 +79,7 @@ def train_head_on_archive(
 
 def train_on_labels(
     archive: EmbeddingSource,
-    known: Labels | Masks,
+    known: Labels | MultiLabels | Masks,
     out: Path,
     *,
     decoder_layer: DecoderLayer = "none",
@@ -95,6 +99,8 @@ def train_on_labels(
         }
     if isinstance(known, Masks):
         return train_segmentation_head(archive, known, out, **how)
+    if isinstance(known, MultiLabels):
+        return train_multi_label_head(archive, known, out, **how)
     return train_head(archive, known, out, **how)
 
 
@@ -178,11 +184,13 @@ def decoder_layer_of(source: EmbeddingSource, where: str | None = None) -> nn.Mo
 
 
 def _check_task(task: str, labels: object, classes: object) -> None:
-    if task not in {"classification", "segmentation"}:
-        raise InputError(f"task {task!r}: use classification or segmentation")
+    if task not in {"classification", "multi-label", "segmentation"}:
+        raise InputError(f"task {task!r}: use classification, multi-label or segmentation")
+    if task == "multi-label" and labels is None:
+        raise InputError("several classes a tile need labels: give --labels a table of tile_id and labels")
     if task == "segmentation" and labels is None:
         raise InputError("segmentation needs masks: give --labels a folder of masks or a label GeoTIFF")
-    if task == "classification" and classes is not None:
+    if task != "segmentation" and classes is not None:
         raise InputError("a list of classes is for masks, that is for segmentation; leave it out")
 
 

@@ -6,6 +6,7 @@ epochs as few tiles need and many do not. Images cannot be augmented at a consum
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,40 @@ def evaluate_embeddings(
     front.check()
     _check_shapes(train_x, train_y, test_x, test_y, epochs)
     classes = classes or int(max(train_y.max(), test_y.max())) + 1
-    epochs = epochs or choose_epochs(len(train_x), _BATCH, _STEPS, _EPOCHS)
     target = torch.from_numpy(train_y).to(device())
+
+    def loss(logits: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, target[tiles.to(target.device)])
+
+    head, epochs = fit_classifier(train_x, classes, loss, front, epochs, seed, progress)
+    predicted = predict_proba(head, test_x).argmax(axis=1)
+    return Evaluation(head, score(test_y, predicted, train_y, classes), predicted, epochs)
+
+
+def fit_classifier(
+    train_x: Floats,
+    classes: int,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    front: Front,
+    epochs: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[ClassificationHead, int]:
+    """Train a classification head.
+
+    Args:
+        train_x: float32 (tiles, tokens, channels).
+        classes: number of classes.
+        loss: of logits (batch, classes) and the numbers of their tiles int64 (batch,).
+        front: what stands before the head.
+        epochs: see `train_head`, like all that follow.
+        seed: see `train_head`.
+        progress: see `train_head`.
+
+    Returns:
+        The head, on the CPU, and the epochs that it was trained for.
+    """
+    epochs = epochs or choose_epochs(len(train_x), _BATCH, _STEPS, _EPOCHS)
     with one_thread(), torch.random.fork_rng():
         torch.manual_seed(seed)
         channels, layer, padding = front.parts(torch.from_numpy(train_x[:1]).to(device()))
@@ -200,23 +233,27 @@ def evaluate_embeddings(
         fit(
             head,
             train_x,
-            lambda x, tiles: nn.functional.cross_entropy(head.score(x), target[tiles.to(target.device)]),
+            lambda x, tiles: loss(head.score(x), tiles),
             epochs=epochs,
             batch=_BATCH,
             learning_rate=_LEARNING_RATE,
             decay=cosine,
             progress=progress,
         )
-    predicted = predict_proba(head, test_x).argmax(axis=1)
-    return Evaluation(head.cpu(), score(test_y, predicted, train_y, classes), predicted, epochs)
+    return head.cpu(), epochs
+
+
+def predict_proba(head: ClassificationHead, embeddings: Floats) -> Floats:
+    """Probabilities float32 (tiles, classes) of embeddings (tiles, tokens, channels), in small batches."""
+    return torch.from_numpy(predict_logits(head, embeddings)).softmax(dim=1).numpy()
 
 
 @torch.no_grad()
-def predict_proba(head: ClassificationHead, embeddings: Floats) -> Floats:
-    """Probabilities float32 (tiles, classes) of embeddings (tiles, tokens, channels), in small batches."""
+def predict_logits(head: ClassificationHead, embeddings: Floats) -> Floats:
+    """Logits float32 (tiles, classes) of embeddings (tiles, tokens, channels), in small batches."""
     head.eval()
     batches = torch.split(torch.from_numpy(embeddings), _SCORE_BATCH)
-    return torch.cat([head(batch.to(head.mean.device)).softmax(dim=1).cpu() for batch in batches]).numpy()
+    return torch.cat([head(batch.to(head.mean.device)).cpu() for batch in batches]).numpy()
 
 
 def score(truth: Targets, predicted: Targets, train_y: Targets, classes: int) -> Scores:

@@ -109,6 +109,19 @@ def hash_split(tile_id: str) -> bool:
     return int.from_bytes(digest[:8], "big") % 100 < _TEST_PERCENT
 
 
+def is_test_side(where: str, split: str | None, tile_id: str) -> bool | None:
+    """Whether a tile is kept for the test, by its `split` or, without one, a hash; None where it is for validation.
+
+    Raises:
+        BadLabels: the split is none of these.
+    """
+    side = (split or "").strip().lower()
+    if side in _LEFT_OUT:
+        return None
+    number = _side(where, side)
+    return hash_split(tile_id) if number == 0 else number == 2
+
+
 def _read(path: str | os.PathLike[str] | None, rows: pa.Table) -> tuple[str, _Records]:
     if path is None:
         table = rows.select(["tile_id", "label"])

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -17,6 +17,8 @@ from nec_ray.evaluate.labels import hash_split
 from nec_ray.evaluate.mask_files import MASKS, TIFFS, MaskFile, clipped, find_masks, open_mask
 from nec_ray.models.segmentation import IGNORED
 from nec_ray.storage import Store, normalise_url, read_url
+from nec_ray.tiles.geobench import GeobenchDataset
+from nec_ray.tiles.rows import TASK_SPECS
 
 MASK_ROWS = ("tile_id", "source", "crs", "transform", "grid")
 """Columns that `read_masks` needs of the archive's valid tiles."""
@@ -63,9 +65,11 @@ def read_masks(
     """Read masks and match them to tiles.
 
     `path` is a folder of PNGs or GeoTIFFs, found for tiles by their names (see `find_masks`), or one GeoTIFF with a
-    georeference, from which every tile's mask is cut by nearest neighbour. A mask holds whole numbers, or colours that
-    `classes` names (see `read_class_list`); 255 and a GeoTIFF's nodata value are ignored. Masks are brought to one
-    size, the most frequent, of at most 16 pixels a side of a token. A hash of the tile id keeps 20 % for the test.
+    georeference, from which every tile's mask is cut by nearest neighbour; or the folder of a GEO-Bench data set of
+    masks, of whose default partition the samples to train on and to test are taken. A mask holds whole numbers, or
+    colours that `classes` names (see `read_class_list`); 255 and a GeoTIFF's nodata value are ignored. Masks are
+    brought to one size, the most frequent, of at most 16 pixels a side of a token. Of all but GEO-Bench a hash of the
+    tile id keeps 20 % for the test.
 
     Args:
         path: path or URL.
@@ -81,6 +85,8 @@ def read_masks(
     """
     where = normalise_url(path)
     store, names = _files(where)
+    if TASK_SPECS in names:
+        return _from_geobench(where, rows)
     listed = _class_list(where, store, names, classes)
     found = _from_image(store, names[0], rows, listed) if names == [_base(where)] else None
     unmatched = 0
@@ -150,6 +156,30 @@ def _from_image(store: Store, name: str, rows: pa.Table, listed: ClassList) -> d
         return masks
 
 
+def _from_geobench(where: str, rows: pa.Table) -> Masks:
+    """Masks of a GEO-Bench data set, whose tiles `nec tiles build` names after its folder and samples."""
+    dataset = GeobenchDataset(where)
+    if dataset.task != "segmentation":
+        raise BadLabels(f"{where}: a data set of {dataset.task}, which has no masks; leave out --task segmentation")
+    splits, most = dataset.splits(), _largest(rows)
+    tested = {f"{dataset.name}/{name}" for name in splits["test"]}
+    trained = {f"{dataset.name}/{name}" for name in splits["train"]} - tested
+    tile_ids = rows["tile_id"].to_pylist()
+    masks = {}
+    for tile, tile_id in enumerate(tile_ids):
+        if tile_id in trained | tested:
+            sample = dataset.sample(tile_id.partition("/")[2], dataset.bands[:1])
+            masks[tile] = resize_nearest(np.asarray(sample.label, np.uint8), *most)
+    if not masks:
+        raise BadLabels(
+            f"{where}: none of its samples is a valid tile of the archive, such as {tile_ids[0]}; "
+            "encode the catalog of this folder"
+        )
+    listed = ClassList(dict(enumerate(dataset.classes)), is_colour=False, where=where)
+    unmatched = len(trained) + len(tested) - len(masks)
+    return _assemble(where, masks, tile_ids, listed, unmatched, tested.__contains__)
+
+
 def _cuts(image: MaskFile, rows: pa.Table, is_colour: bool) -> Iterator[tuple[int, Any, Any]]:
     """(row of the tile, codes, what is nodata or outside), nearest neighbours of the tile's own pixels."""
     inverse = ~image.dataset.transform
@@ -197,7 +227,14 @@ def _apply(transform: Sequence[float], xs: Any, ys: Any) -> npt.NDArray[np.float
     return np.stack([a * xs + b * ys + c, d * xs + e * ys + f])
 
 
-def _assemble(where: str, found: dict[int, Mask], tile_ids: list[str], listed: ClassList, unmatched: int) -> Masks:
+def _assemble(
+    where: str,
+    found: dict[int, Mask],
+    tile_ids: list[str],
+    listed: ClassList,
+    unmatched: int,
+    tested: Callable[[str], bool] = hash_split,
+) -> Masks:
     names, colours, renumber = listed.order()
     size = Counter(mask.shape for mask in found.values()).most_common(1)[0][0]
     order = sorted(found, key=tile_ids.__getitem__)
@@ -206,7 +243,7 @@ def _assemble(where: str, found: dict[int, Mask], tile_ids: list[str], listed: C
     if not has_class.any():
         raise BadLabels(f"{where}: no pixel of a class lies in any of {len(order):,} tiles; check place and values")
     masks, order = masks[has_class], [tile for tile, has in zip(order, has_class, strict=True) if has]
-    is_test = np.array([hash_split(tile_ids[tile]) for tile in order], bool)
+    is_test = np.array([tested(tile_ids[tile]) for tile in order], bool)
     if not is_test.any():
         raise BadLabels(f"{where}: none of {len(order)} labelled tiles is for the test; label more")
     trained = np.setdiff1d(masks[~is_test], [IGNORED])

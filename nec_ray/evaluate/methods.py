@@ -35,6 +35,7 @@ from nec_ray.evaluate.experiment import (
 )
 from nec_ray.evaluate.fitting import Floats, align
 from nec_ray.evaluate.labels import LabelledTiles
+from nec_ray.models.dataset import on_one_grid
 from nec_ray.models.embed import Embedder
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, read_catalog, read_native, resize
@@ -50,7 +51,8 @@ class Coded:
     """What a consumer has of the labelled tiles."""
 
     x: Floats
-    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out. Where
+    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out; several
+    grid scales are on the finest of their grids. Where
     the consumer trains the encoder: its input, pixels (tiles, bands, size, size) in the source's units."""
     bytes_per_tile: float
     """Mean of the bytes that are fetched for a tile."""
@@ -88,12 +90,14 @@ class Encodings:
         if isinstance(method, Embeddings):
             pull = archive.pull(layers=method.layers, tile_ids=self._labels.tile_ids)
             take = align(archive.url, pull, self._labels.tile_ids)
-            return Coded(pull.embeddings[take], float(pull.n_bytes[take].mean()), 0, None)
+            return Coded(on_one_grid(pull)[take], float(pull.n_bytes[take].mean()), 0, None)
         if isinstance(method, Raw | Jpeg2000 | SourceFiles):
             return self._code_pixels(method, read_catalog(method.catalog), codec)
         latents = self.uncompressed(method.catalog, codec)
         if isinstance(method, Uncompressed):
-            return Coded(latents, latents[0].nbytes, 0, None)
+            return Coded(
+                latents, latents.itemsize * codec.spec.symbols, 0, None
+            )  # coarse tokens stand there more than once
         coder = _embedding_coder(method, latents[~self._labels.is_test])
         out, total = np.empty_like(latents), 0
         for number, tile in enumerate(latents):
@@ -107,15 +111,15 @@ class Encodings:
         found: dict[str, Any] = {
             "bytes_per_tile": coded.bytes_per_tile,
             "shared_bytes": coded.shared_bytes,
-            "bits_per_channel": 8 * coded.bytes_per_tile / (codec.spec.tokens * codec.spec.channels),
+            "bits_per_channel": 8 * coded.bytes_per_tile / codec.spec.symbols,
             "bits_per_pixel": coded.bits_per_pixel,
             "codec_id": codec.id,
             "encoder_id": codec.spec.encoder_id,
             "mse": None,
             "snr_db": None,
         }
-        if method.catalog is None or trains_encoder(method):
-            return found
+        if method.catalog is None or trains_encoder(method) or len(codec.scales()) > 1:
+            return found  # of several grid scales, the finest grid would count coarse tokens more than once
         test = self._labels.is_test
         whole = coded.x[test]
         missing = codec.tables.median[whole.shape[2] :]

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from nec_ray.errors import InputError
 from nec_ray.evaluate.consumer import decoder_layer_of
 from nec_ray.evaluate.fitting import Floats, Progress, device
-from nec_ray.evaluate.head import predict_proba
+from nec_ray.evaluate.head import predict_logits, predict_proba
 from nec_ray.evaluate.mosaic import MOSAIC_ROWS, ClassMap, plan_mosaic, write_png, written_mosaic
 from nec_ray.evaluate.segment import predict_classes
 from nec_ray.models.dataset import EmbeddingSource, on_one_grid, valid_rows
@@ -51,7 +52,8 @@ def predict(
         progress: called with the tiles done and the tiles in all.
 
     Returns:
-        `tile_id`, and `label`, `confidence` (the label's probability) or, of a folder, `path`; and `geometry`, `bbox`
+        `tile_id`, and `label`, `confidence` (the label's probability), of several classes a tile lists of both
+        (`labels`, `confidences`: classes likelier than not) or, of a folder, `path`; and `geometry`, `bbox`
         where known.
 
     Raises:
@@ -64,7 +66,7 @@ def predict(
         return _segment(source, head, head.module, where, out, progress)
     assert isinstance(head.module, ClassificationHead)
     if out.suffix.lower() in _GEOTIFF:
-        raise InputError(f"{out}: a classification head says one class a tile; write a .parquet")
+        raise InputError(f"{out}: a {head.spec.task} head says what a whole tile is; write a .parquet")
     return _classify(source, head, head.module, where, out, progress)
 
 
@@ -78,24 +80,39 @@ def _classify(
 ) -> pa.Table:
     rows = valid_rows(source, ["tile_id", "geometry", "bbox"], where)
     names = rows["tile_id"].to_pylist()
-    said: dict[str, tuple[int, float]] = {}
+    say = _several if head.spec.task == "multi-label" else _one
+    said: dict[str, tuple[Any, Any]] = {}
     for tile_ids, embeddings in _pulls(source, head, names, _TILES_A_PULL):
-        probability = predict_proba(module, embeddings)
-        best = probability.argmax(axis=1)
-        confidence = probability[np.arange(len(best)), best]
-        said.update(zip(tile_ids, zip(best.tolist(), confidence.tolist(), strict=True), strict=True))
+        said.update(zip(tile_ids, say(module, embeddings, head.spec.classes), strict=True))
         if progress:
             progress(len(said), len(names))
-    table = pa.table(
-        {
-            "tile_id": pa.array(names, pa.string()),
-            "label": pa.array([head.spec.classes[said[name][0]] for name in names], pa.string()),
-            "confidence": pa.array([said[name][1] for name in names], pa.float32()),
-        }
-    )
+    label, confidence = ([said[name][i] for name in names] for i in (0, 1))
+    columns = {"tile_id": pa.array(names, pa.string())}
+    if head.spec.task == "multi-label":
+        columns["labels"] = pa.array(label, pa.list_(pa.string()))
+        columns["confidences"] = pa.array(confidence, pa.list_(pa.float32()))
+    else:
+        columns |= {"label": pa.array(label, pa.string()), "confidence": pa.array(confidence, pa.float32())}
+    table = pa.table(columns)
     table = _with_footprints(table, rows)
     Store(out.absolute().parent).replace(out.name, _parquet(table))
     return table
+
+
+def _one(module: ClassificationHead, embeddings: Floats, classes: Sequence[str]) -> list[tuple[str, float]]:
+    """The likeliest class of each tile, and its probability."""
+    probability = predict_proba(module, embeddings)
+    best = probability.argmax(axis=1)
+    return [(classes[i], float(row[i])) for row, i in zip(probability, best, strict=True)]
+
+
+def _several(
+    module: ClassificationHead, embeddings: Floats, classes: Sequence[str]
+) -> list[tuple[list[str], list[float]]]:
+    """The classes of each tile that are likelier than not, and their probabilities."""
+    probability = 1 / (1 + np.exp(-predict_logits(module, embeddings).astype(np.float64)))
+    there = [np.flatnonzero(row > 0.5) for row in probability]
+    return [([classes[i] for i in some], row[some].tolist()) for row, some in zip(probability, there, strict=True)]
 
 
 def _segment(

@@ -118,11 +118,22 @@ def neighbours_vote(train: Floats, train_y: Targets, test: Floats, classes: int)
         test: features float32 (tiles, channels).
         classes: number of classes.
     """
-    numbers, cosines = nearest_neighbours(train, test, NEIGHBOURS)
-    votes = np.zeros((len(test), classes))
-    rows = np.repeat(np.arange(len(test)), numbers.shape[1])
-    np.add.at(votes, (rows, train_y[numbers].ravel()), np.exp(cosines.astype(np.float64) / _TEMPERATURE).ravel())
-    return votes.argmax(axis=1)
+    return neighbour_votes(train, np.eye(classes, dtype=bool)[train_y], test, NEIGHBOURS).argmax(axis=1)
+
+
+def neighbour_votes(train: Floats, flags: npt.NDArray[np.bool_], test: Floats, k: int) -> Doubles:
+    """Share of the votes of the `k` nearest training tiles that each class has, float64 (test tiles, classes).
+
+    Args:
+        train: features float32 (tiles, channels).
+        flags: bool (tiles, classes), the classes of each.
+        test: features float32 (tiles, channels).
+        k: neighbours; the nearer the louder.
+    """
+    numbers, cosines = nearest_neighbours(train, test, k)
+    weights = np.exp(cosines.astype(np.float64) / _TEMPERATURE)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.stack([weight @ flags[near] for weight, near in zip(weights, numbers, strict=True)])
 
 
 def retrieval_recall(base: Floats, queries: Floats, true_base: Floats, true_queries: Floats, k: int) -> float:

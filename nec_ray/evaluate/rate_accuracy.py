@@ -19,6 +19,13 @@ NAMES = {
     ("retrieval", "recall"): "recall of neighbours",
     ("segmentation", "mean_iou"): "mean IoU, segmentation",
     ("segmentation", "accuracy"): "pixel accuracy, segmentation",
+    ("fine_tuning", "accuracy"): "accuracy, fine-tuning",
+    ("linear_first_layer", "accuracy"): "accuracy, linear probe and first layer",
+    ("fine_tuning", "map"): "mAP, fine-tuning",
+    ("linear", "map"): "mAP, linear probe",
+    ("linear_first_layer", "map"): "mAP, linear probe and first layer",
+    ("knn", "map"): "mAP, nearest neighbours",
+    ("segmentation_frozen", "mean_iou"): "mean IoU, segmentation, encoder frozen",
 }
 """What a task's measure is called, in the order of the panels."""
 Panel = tuple[str, str]
@@ -33,7 +40,7 @@ def panels_of(summary: Rows) -> list[Panel]:
     return [
         (task, measure)
         for task, measure in NAMES
-        if any(row["task"] == task and row[measure] is not None for row in summary)
+        if any(row["task"] == task and row.get(measure) is not None for row in summary)
     ]
 
 

@@ -1,17 +1,12 @@
-"""The page of an evaluation: pictures and tables in one HTML file that needs nothing else.
+"""The page of an evaluation: pictures and tables in one HTML file that needs nothing else."""
 
-No scripts and nothing from outside: pictures are in the file, text is escaped, and the page's own policy forbids the
-browser to load anything.
-"""
-
-import base64
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from nec_ray.evaluate.page import image, picture, table, write_page
 from nec_ray.evaluate.rate_accuracy import (
     NAMES,
     draw_bits_by_channel,
@@ -25,32 +20,7 @@ REPORT_HTML = "report.html"
 _MILLION = 1_000_000
 _SCALES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _NO = "-"
-_STYLE = """
-:root{color-scheme:light}
-*{box-sizing:border-box}
-body{margin:0;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1a1a1a;background:#fff}
-main{max-width:1180px;margin:0 auto;padding:16px}
-h1{font-size:1.6rem;line-height:1.2;margin:.4em 0}h2{font-size:1.25rem;margin:1.8em 0 .4em}h3{font-size:1rem}
-p{max-width:75ch}p,h1,h2,h3{overflow-wrap:anywhere}.facts{color:#444}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:16px}
-figure{margin:0}figcaption{font-size:.9rem;color:#444}img{max-width:100%;height:auto;display:block}
-.wide{overflow-x:auto;border:1px solid #ccc;margin:.6em 0}
-.wide:focus-visible{outline:3px solid #0072B2}
-.wide img{max-width:none}
-table{border-collapse:collapse;font-size:.9rem;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.35em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:top}
-th{background:#f2f2f2}thead th{white-space:normal;vertical-align:bottom;min-width:6em}
-th:first-child,td:first-child{text-align:left}
-tbody th{font-weight:600;background:#fff;white-space:normal;min-width:15em;overflow-wrap:anywhere;
-position:sticky;left:0}
-td.text{text-align:left;white-space:normal;min-width:14em;overflow-wrap:anywhere}
-code{font-size:.85em;overflow-wrap:anywhere}
-pre{overflow-x:auto;background:#f6f6f6;padding:10px;font-size:.8rem}
-@media (max-width:600px){main{padding:10px}th,td{padding:.3em .45em}tbody th{min-width:8em;max-width:9.5em}}
-"""
-
 Row = Mapping[str, Any]
-Draw = Callable[[Path], object]
 
 
 def write_report(
@@ -74,35 +44,21 @@ def write_report(
         def draw(path: Path, panel: tuple[str, str] = panel) -> object:
             return draw_rate_accuracy(whole, curves, "", path, [panel])
 
-        body.append(_picture(draw, f"{name}, against bytes a tile", "Bars are the spread over seeds."))
+        body.append(picture(draw, f"{name}, against bytes a tile", "Bars are the spread over seeds."))
     body.append("</div>")
     body += [_scores(whole, task, measure) for task, measure in panels_of(whole)]
     body += _savings(document["savings"])
     body += _distortion(document, whole, curves)
     body += _labels(summary, curves, trained, experiment["label_shares"])
     if masks is not None:
-        image = _image(masks.read_bytes(), "Masks of test tiles: the truth, and what methods of about equal bytes say")
+        shown = image(masks.read_bytes(), "Masks of test tiles: the truth, and what methods of about equal bytes say")
         body += [
             "<h2>Masks at equal bytes</h2>",
             "<p>Of each curve the method whose bytes come nearest to the first one's, within a factor of two.</p>",
-            f'<div class="wide" tabindex="0" role="region" aria-label="masks">{image}</div>',
+            f'<div class="wide" tabindex="0" role="region" aria-label="masks">{shown}</div>',
         ]
     body += _configs(document)
-    text = _page(experiment["title"], "\n".join(body))
-    temporary = out.with_name(f".{out.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(out)
-    return out
-
-
-def _page(title: str, body: str) -> str:
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return write_page(experiment["title"], "\n".join(body), out)
 
 
 def _head(document: Row, trained: int) -> str:
@@ -151,7 +107,7 @@ def _scores(summary: Sequence[Row], task: str, measure: str) -> str:
         )
     heads = ["method", NAMES[task, measure], "bytes a tile", "bits a channel", "bits a pixel", "a million tiles"]
     heads += ["shared bytes", "signal to noise, dB", "seeds", "codec"]
-    return _table(f"Scores: {NAMES[task, measure]}", heads, rows)
+    return table(f"Scores: {NAMES[task, measure]}", heads, rows)
 
 
 def _savings(savings: Sequence[Row]) -> list[str]:
@@ -183,7 +139,7 @@ def _savings(savings: Sequence[Row]) -> list[str]:
                 ]
             )
         caption = NAMES[panel] + ("" if target is None else f" (target {target:.2%})")
-        body.append(_table(caption, heads, rows, text=(1,)))
+        body.append(table(caption, heads, rows, text=(1,)))
     return body
 
 
@@ -192,7 +148,7 @@ def _distortion(document: Row, summary: Sequence[Row], curves: Mapping[str, Sequ
     if any(row["snr_db"] is not None for row in summary):
         rows = list({row["method"]: row for row in summary}.values())
         pictures.append(
-            _picture(
+            picture(
                 lambda path: draw_rate_distortion(rows, curves, "", path, small=True),
                 "Signal to noise of embeddings against bits a channel",
                 "Of test tiles; layers that were left out count as their medians.",
@@ -204,7 +160,7 @@ def _distortion(document: Row, summary: Sequence[Row], curves: Mapping[str, Sequ
     bits = {names[codec]: values for codec, values in document["bits_by_channel"].items() if codec in names}
     if bits:
         pictures.append(
-            _picture(
+            picture(
                 lambda path: draw_bits_by_channel(bits, path),
                 "Entropy of each channel's symbols, bits",
                 "Over all tiles; the area below a line is a token's bits, were channels coded one by one.",
@@ -227,14 +183,14 @@ def _labels(
         def draw(path: Path, panel: tuple[str, str] = panel) -> object:
             return draw_label_efficiency(summary, curves, trained, "", path, [panel])
 
-        body.append(_picture(draw, f"{NAMES[panel]}, against labelled training tiles", "Bars: spread over seeds."))
+        body.append(picture(draw, f"{NAMES[panel]}, against labelled training tiles", "Bars: spread over seeds."))
     body.append("</div>")
     for task, measure in panels:
         mine = [row for row in summary if row["task"] == task]
         found = {(row["method"], row["label_share"]): row[measure] for row in mine}
         methods, ordered = dict.fromkeys(row["method"] for row in mine), sorted(shares)
         rows = [[name, *(f"{found[name, share]:.2%}" for share in ordered)] for name in methods]
-        body.append(_table(NAMES[task, measure], ["method", *(f"{share:.3g} of labels" for share in ordered)], rows))
+        body.append(table(NAMES[task, measure], ["method", *(f"{share:.3g} of labels" for share in ordered)], rows))
     return body
 
 
@@ -250,46 +206,10 @@ def _configs(document: Row) -> list[str]:
     return [
         "<h2>What was run</h2>",
         "<p>Every score of every seed, with its configuration and codec, is in results.json beside this page.</p>",
-        _table("Methods", ["method", "configuration", "codec", "encoder"], rows, text=(1, 2, 3)),
+        table("Methods", ["method", "configuration", "codec", "encoder"], rows, text=(1, 2, 3)),
         f"<h3>Evaluation and machine</h3>\n<pre>{escape(rest)}\n"
         f"{escape(json.dumps(document['machine'], indent=1, ensure_ascii=False))}</pre>",
     ]
-
-
-def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = ()) -> str:
-    """A table whose first column names the rows; wide ones scroll within the page.
-
-    Args:
-        caption: above it.
-        heads: of the columns.
-        rows: cells as text.
-        text: columns that hold sentences.
-    """
-    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    lines = []
-    for first, *cells in rows:
-        line = f'<th scope="row">{escape(first)}</th>'
-        for number, cell in enumerate(cells, 1):
-            kind = ' class="text"' if number in text and len(cell) > 12 else ""
-            line += f"<td{kind}>{escape(cell)}</td>"
-        lines.append(f"<tr>{line}</tr>")
-    label = escape(caption, quote=True)
-    return (
-        f'<h3>{escape(caption)}</h3>\n<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>'
-        f"<thead><tr>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
-    )
-
-
-def _picture(draw: Draw, what: str, note: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="nec-report-") as folder:
-        path = Path(folder) / "picture.png"
-        draw(path)
-        image = _image(path.read_bytes(), what)
-    return f"<figure>{image}<figcaption>{escape(what)}. {escape(note)}</figcaption></figure>"
-
-
-def _image(png: bytes, alt: str) -> str:
-    return f'<img alt="{escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _most(summary: Sequence[Row], task: str) -> float:

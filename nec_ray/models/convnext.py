@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
+from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -161,9 +162,40 @@ class ConvNextEncoder(nn.Module):
             features.append(x)
         return features
 
+    def unet_features(self, pixels: Tensor) -> list[Tensor]:
+        """What MMEarth's U-Net reads, the finest first: the first convolution, the stem, and the stages but the first.
+
+        Args:
+            pixels: normalised pixels (batch, bands, rows, columns), of any size, without NaN.
+        """
+        first = self.initial_conv(pixels)
+        x = self.stem(first)
+        features = [first, x]
+        for number, stage in enumerate(self.stages):
+            if number:
+                x = self.downsample_layers[number - 1](x)
+            for block in stage.children():
+                x = block(x)
+            if number:
+                features.append(x)
+        return features
+
+    def set_drop_path(self, rate: float) -> None:
+        """Leave blocks out at random in training (Huang et al. 2016): the last one at this rate, the first never."""
+        blocks = [block for stage in self.stages for block in stage.children()]
+        for number, block in enumerate(blocks):
+            assert isinstance(block, Block)
+            block.drop_path = rate * number / max(1, len(blocks) - 1)
+
 
 class Block(nn.Module):
-    """ConvNeXt V2's block: depthwise 7x7 convolution, LayerNorm, GELU, GRN, between a shortcut."""
+    """ConvNeXt V2's block: depthwise 7x7 convolution, LayerNorm, GELU, GRN, between a shortcut.
+
+    Attributes:
+        drop_path: share of the samples of a batch that have the shortcut alone in training; 0 where nobody sets it.
+    """
+
+    drop_path = 0.0
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -191,6 +223,7 @@ class Block(nn.Module):
         if visible is not None:
             y = y * visible.permute(0, 2, 3, 1)
         y = self.pwconv2(self.grn(y, over_batch=over_batch and visible is not None)).permute(0, 3, 1, 2)
+        y = drop_path(y, self.drop_path, self.training)
         return x + (y if visible is None else y * visible)
 
     def _of_places(self, x: Tensor, places: Tensor, *, over_batch: bool) -> Tensor:

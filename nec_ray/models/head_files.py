@@ -27,7 +27,8 @@ FORMAT_VERSION = 2
 HEAD_TENSORS = "head.safetensors"
 HEAD_JSON = "head.json"
 DecoderLayer = Literal["none", "frozen", "trained"]
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "multi-label", "segmentation"]
+"""Of a tile one class, any number of them, or a class a pixel."""
 
 _FIRST_LAYER = "first_layer."
 _Side = Annotated[int, Field(ge=1, le=65_536)]
@@ -54,7 +55,7 @@ class HeadSpec(BaseModel):
     features: int = Field(ge=1, le=65_536)
     """Channels that are standardised and scored: those of the embeddings, or of the decoder layer."""
     heads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Attention heads; classification only."""
+    """Attention heads; not of segmentation."""
     grid: tuple[_Side, _Side] | None = None
     """Token rows and columns; segmentation only, like all that follow."""
     width: Annotated[int, Field(ge=1, le=65_536)] | None = None
@@ -69,7 +70,7 @@ class HeadSpec(BaseModel):
     def _holds_together(self) -> "HeadSpec":
         if self.padding and self.decoder_layer == "none":
             raise ValueError("padding without a decoder layer")
-        if self.task == "classification":
+        if self.task != "segmentation":
             self._check_classification()
         else:
             self._check_segmentation()
@@ -126,14 +127,18 @@ def save_head(
     tokens: int,
     channels: int,
     colours: list[tuple[int, int, int]] | None = None,
+    task: Task = "classification",
 ) -> HeadSpec:
-    """Write head.safetensors and head.json to `folder`; the keywords are fields of `HeadSpec`."""
+    """Write head.safetensors and head.json to `folder`; the keywords are fields of `HeadSpec`.
+
+    A `SegmentationHead` is of its own task, whatever `task` says.
+    """
     data = save_tensors({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()})
     own: dict[str, Any]
     if isinstance(module, SegmentationHead):
         own = {"task": "segmentation", "grid": module.grid, "width": module.width, "colours": colours}
     elif isinstance(module, ClassificationHead):
-        own = {"task": "classification", "heads": module.pool.num_heads}
+        own = {"task": task, "heads": module.pool.num_heads}
     else:
         raise TypeError(f"{type(module).__name__} is no head that has files")
     spec = HeadSpec(

@@ -1,6 +1,7 @@
 """Which codec a run encodes with."""
 
 import os
+from pathlib import Path
 
 from nec_ray.archive.layout import archive_spec, codec_ids, find_codec
 from nec_ray.codec import Codec, load_codec
@@ -8,9 +9,12 @@ from nec_ray.errors import InputError, NotFound
 from nec_ray.storage import Store
 from nec_ray.tiles import OrderedTiles, check_bands
 
+RGB_CODEC = Path(__file__).parent.parent / "data" / "rgb_codec"
+"""The codec that nec_ray brings along: for 8-bit tiles of red, green and blue; its card says what it was trained on."""
+
 
 def choose_codec(url: str | os.PathLike[str] | None, store: Store, tiles: OrderedTiles) -> Codec:
-    """The codec that was named, or the archive's own.
+    """The codec that was named, the archive's own, or for 8-bit RGB tiles in a new archive `RGB_CODEC`.
 
     Args:
         url: a codec directory, the folder of a training run, or the first digits of the id of a codec in the archive.
@@ -18,7 +22,7 @@ def choose_codec(url: str | os.PathLike[str] | None, store: Store, tiles: Ordere
         tiles: what is to be encoded.
 
     Raises:
-        InputError: none is named, and the archive has none or several.
+        InputError: none is named, and the archive has several, or none and `RGB_CODEC` is not for these tiles.
         NotFound: no such codec.
         CodecMismatch: it is not for this catalog's bands.
     """
@@ -26,12 +30,21 @@ def choose_codec(url: str | os.PathLike[str] | None, store: Store, tiles: Ordere
         codec = named_codec(os.fspath(url), store)
     else:
         ids = codec_ids(store) if store.exists("codecs") else []
-        if len(ids) != 1:
-            what = "holds several codecs" if ids else "holds no codec yet"
-            raise InputError(f"{store.url} {what}; name one with --codec (`nec train` makes one)")
-        codec = find_codec(store, ids[0])
+        if len(ids) > 1:
+            raise InputError(f"{store.url} holds several codecs; name one with --codec")
+        codec = find_codec(store, ids[0]) if ids else _rgb_codec(store, tiles)
     check_bands(tiles.band_sets, codec.spec.input.bands, tiles.url)
     return codec
+
+
+def _rgb_codec(store: Store, tiles: OrderedTiles) -> Codec:
+    codec = load_codec(RGB_CODEC)
+    if tiles.dtypes <= {"uint8"} and any(set(codec.spec.input.bands) <= set(bands) for bands in tiles.band_sets):
+        return codec
+    raise InputError(
+        f"{store.url} holds no codec yet, and the built-in one is for 8-bit tiles of "
+        f"{', '.join(codec.spec.input.bands)}; name one for these tiles with --codec (`nec train` makes one)"
+    )
 
 
 def akin_codecs(store: Store, codec: Codec) -> list[str]:

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from nec_ray.errors import NotFound
-from nec_ray.evaluate.compare import MASKS, RESULTS_JSON, compare
-from nec_ray.evaluate.experiment import Experiment
+from nec_ray.evaluate.compare import MASKS, RESULTS_JSON
+from nec_ray.evaluate.evaluation import Evaluation, run_evaluation
 from nec_ray.storage import Store
 
 _LOG = logging.getLogger(__name__)
 
 
-def evaluate(experiment: Experiment, out: str) -> dict[str, Any]:
-    """Run an experiment and leave its results at a path or URL, after each head, so that a killed job goes on.
+def evaluate(experiment: Evaluation, out: str) -> dict[str, Any]:
+    """Run an evaluation and leave its results at a path or URL, after each head, so that a killed job goes on.
 
     Returns:
         `out` and the `summary` of results.json.
 
     Raises:
-        The same as `nec_ray.evaluate.compare.compare`.
+        The same as `nec_ray.evaluate.evaluation.run_evaluation`.
     """
     store = Store(out)
     with tempfile.TemporaryDirectory(prefix="nec-evaluate-") as temporary:
@@ -43,7 +43,7 @@ def evaluate(experiment: Experiment, out: str) -> dict[str, Any]:
             _LOG.info("head trained", extra={"facts": {"heads": heads, "of": of}})
             store.replace(RESULTS_JSON, (folder / RESULTS_JSON).read_bytes())
 
-        document = compare(experiment, folder, done)
+        document = run_evaluation(experiment, folder, done)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 store.replace(path.relative_to(folder).as_posix(), path.read_bytes())

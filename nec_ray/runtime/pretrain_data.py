@@ -2,13 +2,14 @@
 
 import tempfile
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nec_ray.codec import InputSpec
 from nec_ray.errors import BadSource
 from nec_ray.runtime.cluster import ray_data
 from nec_ray.runtime.recipe import Recipe
@@ -16,7 +17,7 @@ from nec_ray.runtime.train_data import bands_of, sample_of
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog
 from nec_ray.tiles.mmearth import EXTRA_COLUMNS, read_modalities
-from nec_ray.tiles.mmearth_reader import BandStatistics, open_mmearth
+from nec_ray.tiles.mmearth_reader import BandStatistics, MMEarthFile, open_mmearth
 from nec_ray.tiles.modalities import MODALITIES
 from nec_ray.tiles.rows import is_hdf5
 
@@ -64,10 +65,29 @@ def check_modalities(recipe: Recipe, catalog: Catalog) -> int:
 
 def statistics_of(recipe: Recipe, catalog: Catalog) -> dict[str, BandStatistics]:
     """What the continuous modalities were standardised by in the file of the first tile, l2a's of Sentinel-2."""
-    folder, _, name = catalog.table["source"][0].as_py().partition("#")[0].rpartition("/")
-    with open_mmearth(Store(folder or "/"), name) as file:
+    with _file_of(catalog) as file:
         continuous = [one for one in modalities_of(recipe) if MODALITIES[one].kind == "continuous"]
         return {one: file.statistics(MODALITIES[one]) for one in continuous}
+
+
+def optical_input(recipe: Recipe, catalog: Catalog) -> InputSpec:
+    """What an encoder that is pretrained on a catalog of MMEarth is fed when it is adapted: scaled as in pretraining.
+
+    A codec has one mean and deviation a band: those of L2A, or of L1C in a file that has nothing else.
+    """
+    modality, bands = MODALITIES[OPTICAL], bands_of(recipe, catalog)
+    places = [modality.bands.index(band) for band in bands]
+    with _file_of(catalog) as file:
+        both = [file.statistics(modality, level) for level in ("l2a", "l1c")]
+    found = next((one for one in both if np.isfinite(one.std[places]).all()), both[0])
+    mean, std = found.mean[places].tolist(), found.std[places].tolist()
+    return InputSpec(bands=bands, mean=mean, std=std, size=recipe.data.size)
+
+
+def _file_of(catalog: Catalog) -> AbstractContextManager[MMEarthFile]:
+    """The file of the first tile."""
+    folder, _, name = catalog.table["source"][0].as_py().partition("#")[0].rpartition("/")
+    return open_mmearth(Store(folder or "/"), name)
 
 
 def modality_shares(recipe: Recipe, catalog: Catalog) -> list[Any]:

@@ -1,13 +1,12 @@
 """Recipes: what to train, as TOML; closed, so that a misspelt key is an error and not a default."""
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from nec_ray.config import Section, check, read_toml, schema
+from nec_ray.config import Section, check, override, read_toml, schema
 from nec_ray.errors import BadRecipe
 
 
@@ -23,7 +22,12 @@ class DataSection(Section):
     size: int = Field(ge=8, le=1024)
     """Pixels a side that every tile is resized to; mp_mae's pretraining takes a random window of that size instead."""
     normalise: Literal["tiles", "imagenet"] = "tiles"
-    """Whose mean and deviation scale the pixels: the tiles' own, or ImageNet's, which published weights expect."""
+    """Whose mean and deviation scale the pixels: the tiles' own, or ImageNet's, which published weights expect. Where
+    mp_mae is pretrained, MMEarth's of Sentinel-2 L2A scale them for the adaptation, too."""
+    mean: list[float] | None = Field(default=None, min_length=1)
+    """Of each band, in the pixels' units, with `std` in place of `normalise`: what given weights were trained with."""
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, min_length=1)
+    """Standard deviation of each band; see `mean`."""
     augment: list[Literal["flip", "turn", "crop"]] = Field(default=["flip", "turn"])
     """What is done to a tile each time it is seen: mirrored, turned by quarters, or a random part of 0.2 to 1 of its
     area resized to the whole; overhead imagery has no upright. Pretraining of mp_mae has its window alone."""
@@ -150,10 +154,11 @@ class Recipe(Section):
         for key in ("inputs", "targets", "weighting"):
             if getattr(model, key) and not self.pretrains_mp_mae:
                 raise ValueError(f"model.{key} is for the pretraining of model.family mp_mae")
-        if self.pretrains_mp_mae and (self.data.bands or self.data.normalise != "tiles"):
+        given = self.data.bands or self.data.normalise != "tiles" or self.data.mean or self.data.std
+        if self.pretrains_mp_mae and given:
             raise ValueError(
                 "mp_mae is pretrained on the bands of model.inputs by MMEarth's statistics; "
-                "leave data.bands and data.normalise out"
+                "leave data.bands, data.normalise, data.mean and data.std out"
             )
         return self
 
@@ -172,6 +177,11 @@ class Recipe(Section):
             raise ValueError(f"train.pretrain_epochs 0 and train.trainable {how.trainable} would freeze random weights")
         if self.data.normalise == "imagenet" and self.data.bands and len(self.data.bands) != 3:
             raise ValueError("data.normalise imagenet is for data.bands of red, green and blue")
+        mean, std = self.data.mean or [], self.data.std or []
+        if len(mean) != len(std) or (mean and self.data.bands and len(mean) != len(self.data.bands)):
+            raise ValueError("data.mean and data.std go together, a number a band each")
+        if mean and self.data.normalise != "tiles":
+            raise ValueError(f"data.normalise {self.data.normalise} or data.mean and data.std, not both")
         return self
 
 
@@ -187,8 +197,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         BadRecipe: it is no TOML, or a key is unknown or its value impossible; the message names the key.
     """
     document = read_toml(path, "recipe")
-    for override in overrides:
-        _apply(document, override)
+    for text in overrides:
+        _apply(document, text)
     return check(Recipe, document, path, "recipe")
 
 
@@ -197,16 +207,8 @@ def recipe_schema() -> dict[str, Any]:
     return schema(Recipe)
 
 
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or len(parts) != 2 or not all(parts):
-        raise BadRecipe(f"--set {override}: write it as section.key=value, such as train.beta=0.02")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    section = document.setdefault(parts[0], {})
-    if not isinstance(section, dict):
-        raise BadRecipe(f"--set {override}: {parts[0]} is no section")
-    section[parts[1]] = value
+def _apply(document: dict[str, Any], text: str) -> None:
+    key, equals, _ = text.partition("=")
+    if not equals or len(key.split(".")) != 2:
+        raise BadRecipe(f"--set {text}: write it as section.key=value, such as train.beta=0.02")
+    override(document, text)

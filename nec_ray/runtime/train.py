@@ -16,7 +16,7 @@ from typing import Any
 from nec_ray.codec import InputSpec
 from nec_ray.errors import NotFound, RunError
 from nec_ray.runtime.cluster import connect
-from nec_ray.runtime.pretrain_data import check_modalities, modality_shares, statistics_of
+from nec_ray.runtime.pretrain_data import check_modalities, modality_shares, optical_input, statistics_of
 from nec_ray.runtime.recipe import Recipe
 from nec_ray.runtime.train_data import bands_of, input_of, shares
 from nec_ray.runtime.train_files import (
@@ -33,7 +33,7 @@ from nec_ray.runtime.train_files import (
     clear,
     read_metrics,
 )
-from nec_ray.storage import Store
+from nec_ray.storage import Store, normalise_url
 from nec_ray.tiles import Catalog, band_sets, check_bands, read_catalog
 
 __all__ = ["read_metrics", "train"]
@@ -85,6 +85,8 @@ def _train(recipe: Recipe, catalog: Catalog, store: Store, say: Say) -> str:
     if store.exists(last):
         say(f"trained already: {result}")
         return result
+    if recipe.model.init:  # workers have another working directory
+        recipe = _begun_from(recipe, normalise_url(recipe.model.init))
     with ExitStack() as stack:
         if recipe.pretrains_mp_mae:
             recipe = _pretrain(recipe, catalog, store, say, stack)
@@ -110,8 +112,11 @@ def _pretrain(recipe: Recipe, catalog: Catalog, store: Store, say: Say, stack: E
         facts = {"statistics": statistics_of(recipe, catalog), "bands": bands_of(recipe, catalog)}
         read = partial(modality_shares, recipe, catalog)
         _fit(recipe, store, say, pretrain_loop, RAY_PRETRAINING, read, _count(recipe, catalog), facts)
-    model = recipe.model.model_copy(update={"init": f"{store.url}/{WEIGHTS}"})
-    return recipe.model_copy(update={"model": model})
+    return _begun_from(recipe, f"{store.url}/{WEIGHTS}")
+
+
+def _begun_from(recipe: Recipe, weights: str) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": weights})})
 
 
 def _adapt(recipe: Recipe, catalog: Catalog, store: Store, say: Say, stack: ExitStack) -> None:
@@ -143,7 +148,7 @@ def _input(recipe: Recipe, catalog: Catalog, store: Store) -> InputSpec:
     try:
         return InputSpec.model_validate_json(store.read(INPUT))
     except NotFound:
-        spec = input_of(recipe, catalog)
+        spec = optical_input(recipe, catalog) if recipe.pretrains_mp_mae else input_of(recipe, catalog)
         store.replace(INPUT, spec.model_dump_json().encode())
         return spec
 

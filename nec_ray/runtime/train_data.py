@@ -48,9 +48,13 @@ def input_of(recipe: Recipe, catalog: Catalog) -> InputSpec:
     """What the encoder is fed, with the statistics that scale it.
 
     Raises:
-        BadSource: no tile of a sample is whole, or ImageNet's statistics are asked for other than three bands.
+        BadSource: no tile of a sample is whole, or the statistics that are asked for are of another number of bands.
     """
     bands, size = bands_of(recipe, catalog), recipe.data.size
+    if recipe.data.mean and recipe.data.std:
+        if len(bands) != len(recipe.data.mean):
+            raise BadSource(f"{recipe.data.catalog}: {len(bands)} bands; data.mean has {len(recipe.data.mean)} numbers")
+        return InputSpec(bands=bands, mean=recipe.data.mean, std=recipe.data.std, size=size)
     if recipe.data.normalise == "imagenet":
         if len(bands) != 3:
             raise BadSource(f"{recipe.data.catalog}: {len(bands)} bands; data.normalise imagenet is for three")

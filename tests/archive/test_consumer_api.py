@@ -324,3 +324,10 @@ def test_a_time_before_the_first_version_is_told_when_that_was(made: Made) -> No
     with pytest.raises(NotFound) as caught:
         open_archive(made.url, version="2001-01-01T00:00:00+00:00")
     assert f"the archive is younger, of {first}" in str(caught.value)
+
+
+def test_a_pull_tells_how_far_it_is(made: Made) -> None:
+    calls: list[tuple[int, int]] = []
+    pull = open_archive(made.url).pull(progress=lambda *done: calls.append(done))
+    assert calls[-1] == (len(pull), len(pull))
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})

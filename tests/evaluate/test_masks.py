@@ -144,6 +144,24 @@ def test_values_become_classes_in_order_and_255_is_ignored(tmp_path: Path) -> No
     assert masks.masks[1].tolist() == [[1, 255], [255, 0]]
 
 
+def test_values_below_0_are_ignored_where_the_list_says_so_and_refused_elsewhere(tmp_path: Path) -> None:
+    """Sen1Floods11's masks have -1 where nothing is known, and no nodata value."""
+    names = [f"t{i:02}" for i in range(30)]
+    for name in names:
+        tiff(tmp_path / f"{name}.tif", np.array([[-1, 0], [1, 1]], np.int16))
+    rows = rows_of(names, names)
+    with pytest.raises(BadLabels, match=r'value -1 is no class.* or say \{"ignore": -1\} in the list of classes'):
+        read(tmp_path, rows)
+    (tmp_path / "classes.json").write_text('{"dry": 0, "water": 1, "ignore": -1}')
+    assert read(tmp_path, rows).masks[0].tolist() == [[255, 0], [1, 1]]
+    (tmp_path / "classes.json").write_text('{"dry": 0, "water": 1, "ignored": -2}')
+    with pytest.raises(BadLabels, match=r"value -1 is no class"):
+        read(tmp_path, rows)
+    (tmp_path / "classes.json").write_text('{"dry": 0, "water": -1}')
+    with pytest.raises(BadLabels, match=r"'water' is -1; classes are 0 to 65535"):
+        read(tmp_path, rows)
+
+
 def test_colours_palettes_and_a_class_list_above(tmp_path: Path, rng: np.random.Generator) -> None:
     colours = np.array([[226, 169, 41], [60, 16, 152], [0, 0, 0]], np.uint8)
     listed = {"classes": [{"title": "water", "color": "#E2A929"}, {"title": "building", "color": "#3c1098"}]}
@@ -336,7 +354,7 @@ def test_places_are_needed_on_both_sides(tmp_path: Path) -> None:
         "{",
         "3",
         '"x"',
-        '{"a": -1}',
+        '{"a": -70000}',
         '{"a": 1.5}',
         '{"a": true}',
         '{"a": 70000}',

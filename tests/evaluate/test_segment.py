@@ -233,7 +233,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, Any
 def test_tasks_and_labels_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     source, _ = quadrants(4, 5)
     for wrong, match in (
-        ({"task": "regression"}, "task 'regression': use classification or segmentation"),
+        ({"task": "regression"}, "task 'regression': use classification, multi-label or segmentation"),
         ({"task": "segmentation"}, "segmentation needs masks"),
         ({"classes": "classes.json"}, "a list of classes is for masks"),
     ):

@@ -214,7 +214,7 @@ def test_what_cannot_be_pretrained_is_refused_before_ray_starts(catalog: Path, t
     large = large.model_copy(update={"data": large.data.model_copy(update={"size": 32})})
     with pytest.raises(BadSource, match=r"tiles of 24 pixels a side; pretraining takes windows of data.size 32"):
         train(large, tmp_path / "b")
-    with pytest.raises(ValueError, match=r"leave data.bands and data.normalise out"):
+    with pytest.raises(ValueError, match=r"leave data.bands, data.normalise, data.mean and data.std out"):
         Recipe.model_validate({**large.model_dump(), "data": {**large.data.model_dump(), "bands": ["B2"]}})
 
 
@@ -294,6 +294,9 @@ def test_one_recipe_pretrains_and_adapts_with_two_workers(catalog: Path, local_r
     ]
     codec = load_codec(tmp_path / "run" / "codec")
     assert (codec.spec.family, codec.spec.input.bands) == ("mp_mae", ["B2", "B3", "B4"])
+    statistics = json.loads((catalog.parent / "files" / "data_invented_band_stats.json").read_text())
+    assert codec.spec.input.mean == statistics["sentinel2_l2a"]["mean"][1:4]  # as in pretraining
+    assert codec.spec.input.std == statistics["sentinel2_l2a"]["std"][1:4]
     # The paper's set does not adapt the first stage's blocks: they are the pretrained ones.
     pretrained = load_file(tmp_path / "run" / "weights.safetensors")["encoder.stages.0.0.dwconv.bias"][0]
     mine = torch.from_numpy(np.array(codec.tensors("encoder")["encoder.stages.0.0.dwconv.bias"]))

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from nec_ray.contracts import contract
-from nec_ray.errors import BadRecipe, NotFound
+from nec_ray.errors import BadRecipe, BadSource, NotFound
 from nec_ray.runtime.recipe import Recipe, read_recipe, recipe_schema
+from nec_ray.runtime.train_data import input_of
+from nec_ray.tiles import build_catalog, builtin_scene
 
 PACKAGED = Path(__file__).parents[2] / "nec_ray" / "data"
 MINIMAL = '[data]\ncatalog = "c.parquet"\nsize = 32\n'
@@ -41,6 +43,8 @@ def test_overrides_win_over_the_file_and_defaults_fill_the_rest(recipe: Path) ->
         ("train=1", "write it as section.key=value"),
         ("train.lr", "write it as section.key=value"),
         ("codecs.layers=1", "codecs: no such key in this recipe"),
+        ("data.mean=[1, 2]", "data.mean and data.std go together, a number a band each"),
+        ("data.std=[0]", "data.std"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_that_names_the_key(recipe: Path, override: str, message: str) -> None:
@@ -62,6 +66,21 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(BadRecipe):
         read_recipe(path, ["data.size=32"])
+
+
+def test_given_statistics_are_the_inputs_and_must_fit_the_bands(recipe: Path, tmp_path: Path) -> None:
+    catalog = build_catalog(builtin_scene(), tile_size=64)  # red, green, blue
+    given = ["data.mean=[1, 2.5, 3]", "data.std=[4, 5, 6]", "data.size=32"]
+    spec = input_of(read_recipe(recipe, given), catalog)
+    assert (spec.bands, spec.mean, spec.std) == (["red", "green", "blue"], [1, 2.5, 3], [4, 5, 6])
+    with pytest.raises(BadSource, match=r"3 bands; data\.mean has 2 numbers"):
+        input_of(read_recipe(recipe, ["data.mean=[1, 2]", "data.std=[4, 5]", "data.size=32"]), catalog)
+    for wrong, message in (
+        ('data.bands=["red"]', "a number a band each"),
+        ("data.normalise=imagenet", "data.normalise imagenet or data.mean and data.std, not both"),
+    ):
+        with pytest.raises(BadRecipe, match=message):
+            read_recipe(recipe, [*given, wrong])
 
 
 def test_a_missing_file_or_a_folder_is_a_typed_error(tmp_path: Path) -> None:
@@ -89,7 +108,10 @@ def test_packaged_recipes_are_valid(name: str) -> None:
         (["model.size=small"], "model.size small is none of mp_mae: atto, femto, pico, nano, tiny"),
         (["model.patch=4", "data.size=32"], "model.patch 4: mp_mae has 8, 16 or 32"),
         (["model.depth=3"], "model.depth is for model.family mae_vit"),
-        (["train.pretrain_epochs=5", 'data.bands=["B2"]'], "leave data.bands and data.normalise out"),
+        (
+            ["train.pretrain_epochs=5", 'data.bands=["B2"]'],
+            "leave data.bands, data.normalise, data.mean and data.std out",
+        ),
         (["model.targets=all"], "model.targets is for the pretraining of model.family mp_mae"),
         (["train.pretrain_epochs=5", "model.inputs=s3"], "model.inputs"),
         (["model.stages=[3, 4]"], "model.stages"),

@@ -190,7 +190,7 @@ augment = ["crop", "flip"]
 size = "micro"
 patch = 8
 depth = 2
-init = "{weights}"
+init = "mae/weights.safetensors"
 layers = [16, 112]
 weights = "float16"
 [train]
@@ -203,7 +203,10 @@ batch_size = 32
     )
     command = [sys.executable, "-W", "ignore", str(ROOT / "jobs" / "train.py"), str(job), "--out", out]
     environment = {**os.environ, **s3_server.environment, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    # In a folder of its own: the recipe's path is the driver's, workers are elsewhere.
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     events = [json.loads(line)["event"] for line in done.stderr.splitlines() if line.startswith("{")]
     assert f"weights of {weights}: encoder and decoder" in events
