@@ -11,9 +11,8 @@ RUN_PRECISION = 16
 MAX_ENTRIES = 256
 """Entries of one table at most: an entry's number fits in a byte."""
 MAX_SHIFT = 16
-SPARSE_FROM = 0.99
-"""P(0) from which a channel is coded as runs of zeros: fewer, but slower, coding steps than one a token. It costs
-no bytes; at 0.97 to 0.99 the scalar path takes about as long by either, and the vector paths a multiple by runs."""
+SPARSE_FROM = 0.97
+"""P(0) from which a channel is coded as runs of zeros: fewer, but slower, coding steps than one a token."""
 _ESCAPE_BITS = 52.0
 """About what one escape costs: the entry coded in its place, its position, and its value."""
 
