@@ -10,6 +10,7 @@ from nec_ray.archive.layout import install_codec
 from nec_ray.codec import load_codec
 from nec_ray.errors import InputError
 from nec_ray.runtime.choose import RGB_CODEC, choose_codec
+from nec_ray.runtime.recipe import read_recipe
 from nec_ray.storage import Store
 from nec_ray.tiles import OrderedTiles, build_catalog, builtin_scene, write_catalog
 from tests.runtime.make import random_codec
@@ -32,6 +33,18 @@ def photos(tmp_path: Path) -> OrderedTiles:
 
 def test_a_new_archive_of_8_bit_rgb_takes_the_built_in_codec(photos: OrderedTiles, tmp_path: Path) -> None:
     assert choose_codec(None, Store(tmp_path / "archive"), photos).id == load_codec(RGB_CODEC).id
+
+
+def test_the_built_in_codec_is_what_its_card_says() -> None:
+    codec, card = load_codec(RGB_CODEC), (RGB_CODEC.parent / "rgb_codec.md").read_text(encoding="utf-8")
+    assert f"`{codec.id[:8]}...`" in card
+    assert f"beta {codec.spec.lineage.beta:g}" in card
+    *first, last = [str(layer.channels) for layer in codec.spec.layers]
+    assert f"{', '.join(first)} and {last} channels" in card
+    recipe = read_recipe(RGB_CODEC.parent / "rgb_recipe.toml")
+    assert recipe.model.layers == [layer.channels for layer in codec.spec.layers]
+    assert (recipe.train.beta, recipe.data.size) == (codec.spec.lineage.beta, codec.spec.input.size)
+    assert sum(file.stat().st_size for file in RGB_CODEC.iterdir()) < 12_000_000
 
 
 def test_of_other_tiles_a_codec_must_be_named(tmp_path: Path) -> None:
