@@ -319,7 +319,7 @@ def test_what_is_not_there(catalog: Path, codec_folder: str, tmp_path: Path) -> 
         encode(tmp_path / "none.parquet", tmp_path / "archive", codec_url=codec_folder, local=True)
     with pytest.raises(NotFound, match="no codec there"):
         encode(catalog, tmp_path / "archive", codec_url=tmp_path / "none", local=True)
-    with pytest.raises(InputError, match="name one with --codec"):
+    with pytest.raises(InputError, match="name one for these tiles with --codec"):
         encode(catalog, tmp_path / "archive", local=True)
     with pytest.raises(InputError, match="use a path, s3"):
         encode(catalog, "nowhere://x/y", codec_url=codec_folder, local=True)
