@@ -20,7 +20,7 @@ from tests.archive.make import filled_archive
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_INSTALL = 850 << 20
-"""What pip adds by compiling every module: measured once, since it takes longer than all the rest of the test."""
+"""Bytes of the environment, bytecode of every module included."""
 LARGEST_WHEEL = 25e6
 """Unpacked; of it the built-in scene and the shipped codec's encoder are 14 MB."""
 LARGEST_TESTS = 5e6
