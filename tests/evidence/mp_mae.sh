@@ -1,5 +1,5 @@
 #!/bin/sh
-# The road of MP-MAE, whole: invented samples, pretraining, adaptation, archives, a linear probe of land cover, optical
+# (Not run yet.) The road of MP-MAE, whole: invented samples, pretraining, adaptation, archives, a linear probe of land cover, optical
 # pretraining beside multi-modal over three seeds; then a real chip of Sen1Floods11 and a head for its water.
 #     mp_mae.sh SEN1FLOODS11_FOLDER OUT
 # It tests the pipeline: the samples are invented, and one chip of 512 pixels tells nothing about floods elsewhere.

@@ -2,7 +2,7 @@
 # What stands in this folder, made anew: codecs of six rates and one in layers trained on AID's pixels, archives, reports.
 #     run.sh AID_FOLDER DUBAI_FOLDER OUT
 # AID_FOLDER holds a folder a class, DUBAI_FOLDER one a scene (tile_1 ... tile_6) with images/ and masks/. Steps whose
-# result is there are not done again. About three hours on two cores of 2025.
+# result is there are not done again. It has not been run to its end yet; how long it takes is not known.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 recipe=$here/../../nec_ray/data/rgb_recipe.toml
