@@ -31,6 +31,8 @@ def common_layers(where: str, specs: Mapping[str, CodecSpec], layers: int | None
                 f"{where}: the codec {codec_id[:12]} of some tiles has {len(spec.layers)} layers, not {layers}; "
                 "ask for fewer layers"
             ) from None
+    if len({spec.width for spec in specs.values()}) > 1:
+        raise MixedCodecs(f"{where}: some of these tiles' embeddings are coded by a transform, some are not; {pick}")
     kinds = sorted({tuple(spec.first_layers(layers)) for spec in specs.values()}, key=len)
     if len(kinds) > 1:
         shared = len(list(takewhile(lambda row: len(set(row)) == 1, zip(*kinds, strict=False))))

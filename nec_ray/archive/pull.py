@@ -24,7 +24,8 @@ class Pull:
     """int32 (tiles, tokens, channels), exactly what the encoder produced; where the pulled layers are of several grid
     scales, a tuple of one such array a scale, coarse first."""
     embeddings: Arrays
-    """float32, of the shape of the symbols: symbols plus the channels' medians."""
+    """float32, of the shape of the symbols: symbols plus the channels' medians. Of codecs with a transform, always of
+    all the encoder's channels (`CodecSpec.width`)."""
     grid: tuple[int, int]
     """Token rows and columns: token `r * cols + c` is row r, column c. The finest one where there are several."""
     encoder_id: str
@@ -121,9 +122,8 @@ def pull(
     specs = {codec_id: archive_spec(store, codec_id) for codec_id in {pack_codec(name) for name in wanted.packs}}
     chosen, first = common_layers(store.url, specs, layers), specs[min(specs)]
     scales = scales_of(first.grid, chosen)
-    shapes = [(len(wanted), *scale.shape) for scale in scales]
-    symbols = [np.empty(shape, np.int32) for shape in shapes]
-    embeddings = [np.empty(shape, np.float32) for shape in shapes]
+    symbols = [np.empty((len(wanted), *scale.shape), np.int32) for scale in scales]
+    embeddings = [np.empty((len(wanted), *shape), np.float32) for shape in first.embedding_shapes(layers)]
     done = 0
     for batch in fetch(store, wanted):
         codec = archive_codec(store, batch.codec_id)

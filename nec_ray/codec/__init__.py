@@ -5,6 +5,7 @@ from nec_ray.codec.payload import PayloadCoder, Payloads
 from nec_ray.codec.scales import Arrays, Scale, joined, parts_of, scales_of
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage
 from nec_ray.codec.tables import EntropyTables
+from nec_ray.codec.transform import Transform
 from nec_ray.codec.truncate import is_prefix, truncate_codec
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PayloadCoder",
     "Payloads",
     "Scale",
+    "Transform",
     "is_prefix",
     "joined",
     "load_codec",

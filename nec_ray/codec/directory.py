@@ -21,6 +21,7 @@ from nec_ray.codec.quantise import MAX_ENTRIES
 from nec_ray.codec.scales import Arrays, Scale, joined, parts_of, scales_of
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage, canonical_json
 from nec_ray.codec.tables import EntropyTables
+from nec_ray.codec.transform import Transform
 from nec_ray.errors import CorruptCodec, CorruptPayload, NotFound, UnsupportedFormat
 from nec_ray.notebook import facts_html
 from nec_ray.storage import Store
@@ -32,6 +33,8 @@ _GOLDEN_TILES = 4
 _MOST_GOLDEN_TILES = 64
 _SPARE_BYTES = 1 << 16
 _POOL_CHANNELS = 32
+_LARGEST = 1 << 30
+"""A symbol at most, so that nothing overflows where codecs are far apart."""
 _POOL_SIGMAS = 4.0
 """Spread of the pooled vector that the range of int8 covers."""
 
@@ -45,15 +48,26 @@ class Codec:
         id: SHA-256 of the canonical codec.json, 64 hexadecimal digits.
         spec: what codec.json declares.
         tables: the integer entropy tables.
+        transform: from embeddings to what is rounded, and back; None where that is the embeddings themselves.
     """
 
-    def __init__(self, store: Store, codec_id: str, spec: CodecSpec, tables: EntropyTables, pool: Tensors) -> None:
+    def __init__(
+        self,
+        store: Store,
+        codec_id: str,
+        spec: CodecSpec,
+        tables: EntropyTables,
+        pool: Tensors,
+        transform: Transform | None = None,
+    ) -> None:
         self._store = store
         self.id = codec_id
         self.spec = spec
         self.tables = tables
+        self.transform = transform
         self._coder = PayloadCoder(tables, spec.layers)
         self._scales = scales_of(spec.grid, spec.layers)
+        self._rows = _embedding_rows(spec)
         self._pool = pool
 
     def __repr__(self) -> str:
@@ -130,20 +144,39 @@ class Codec:
     def dequantise(self, symbols: Arrays) -> Arrays:
         """Embeddings float32 of `symbols` int32 (..., channels): symbol plus the channel's median.
 
+        Where the codec has a transform, of as many channels as the encoder has whatever the number of layers.
         Where there are several grid scales, of a tuple of one array a scale: all of them, or the first ones.
         """
+        if self.transform is not None:
+            return self.transform.inverse(symbols)
         median = self.tables.median
         return joined(
             np.add(part, median[scale.rows[: part.shape[-1]]], dtype=np.float32)
             for part, scale in zip(parts_of(symbols), self._scales, strict=False)
         )
 
+    def quantise(self, embeddings: Arrays) -> Arrays:
+        """Symbols int32 of embeddings float32 (tiles, tokens, channels): their distance to the medians, rounded.
+
+        Where the codec has a transform, of their coordinates along its axes. Where there are several grid scales, of
+        a tuple of one array a scale.
+        """
+        parts: tuple[Any, ...]
+        if self.transform is not None:
+            parts = (self.transform.forward(embeddings),)
+        else:
+            median = self.tables.median
+            parts = tuple(
+                part - median[scale.rows] for part, scale in zip(parts_of(embeddings), self._scales, strict=True)
+            )
+        return joined(np.clip(np.rint(part), -_LARGEST, _LARGEST).astype(np.int32) for part in parts)
+
     def pool(self, symbols: Arrays) -> npt.NDArray[np.int8]:
         """Small vectors int8 (tiles, at most 32) for ranking by similarity, of symbols (tiles, tokens, channels).
 
         The mean over the tokens of each scale, along the principal axes of the calibration tiles' means.
         """
-        mean = _means(parts_of(self.dequantise(symbols)), self._scales, np.float32) - self._pool["pool_center"]
+        mean = _means(parts_of(self.dequantise(symbols)), self._rows, np.float32) - self._pool["pool_center"]
         scaled = np.rint(mean @ self._pool["pool_basis"])
         return np.clip(scaled, -127, 127).astype(np.int8)
 
@@ -195,9 +228,16 @@ def load_codec(url: str | os.PathLike[str]) -> Codec:
     if tables.channels != spec.channels:
         raise CorruptCodec(f"{store.url}: tables for {tables.channels} channels, codec.json declares {spec.channels}")
     pool: dict[str, npt.NDArray[Any]] = {k: v for k, v in tensors.items() if k.startswith("pool_")}
-    if not _pool_fits(pool, spec.channels):
-        raise CorruptCodec(f"{store.url}: the pooling matrices do not fit {spec.channels} channels")
-    codec = Codec(store, codec_id, spec, tables, pool)
+    if not _pool_fits(pool, spec.width or spec.channels):
+        raise CorruptCodec(f"{store.url}: the pooling matrices do not fit {spec.width or spec.channels} channels")
+    transform = None
+    if spec.width is not None:
+        transform = Transform.from_tensors(tensors)
+        if transform is None or transform.basis.shape != (spec.channels, spec.width):
+            raise CorruptCodec(
+                f"{store.url}: no transform from {spec.channels} to {spec.width} channels; restore the codec"
+            )
+    codec = Codec(store, codec_id, spec, tables, pool, transform)
     _check_golden(codec, _read_tensors(store, "golden.safetensors", spec))
     return codec
 
@@ -249,6 +289,7 @@ def write_codec(
     encoder: Tensors,
     decoder: Tensors,
     calibration: Arrays,
+    transform: Transform | None = None,
 ) -> str:
     """Write a codec directory; it appears whole, or not at all.
 
@@ -265,16 +306,26 @@ def write_codec(
         decoder: arrays of the first decoder layer.
         calibration: real symbols int32 (tiles, tokens, channels), a tuple of one such array a grid scale if there are
             several: the first ones become the golden payloads, all of them give the axes of the pooled vector.
+        transform: between embeddings and what is rounded, where that is not the embeddings themselves.
 
     Returns:
         The codec id.
     """
     scales, parts = scales_of(grid, layers), parts_of(calibration)
-    latents = [part + tables.median[scale.rows] for part, scale in zip(parts, scales, strict=True)]
-    center, basis = _pool_axes(_means(latents, scales, np.float64))
+    if transform is None:
+        latents = [part + tables.median[scale.rows] for part, scale in zip(parts, scales, strict=True)]
+        rows = [scale.rows for scale in scales]
+    else:
+        latents, rows = [transform.inverse(parts[0])], [np.arange(transform.basis.shape[1])]
+    center, basis = _pool_axes(_means(latents, rows, np.float64))
     golden = joined(part[:_GOLDEN_TILES] for part in parts)
     blobs: dict[str, dict[str, npt.NDArray[Any]]] = {
-        "tables.safetensors": {**tables.to_tensors(), "pool_center": center, "pool_basis": basis},
+        "tables.safetensors": {
+            **tables.to_tensors(),
+            "pool_center": center,
+            "pool_basis": basis,
+            **(transform.to_tensors() if transform else {}),
+        },
         "encoder.safetensors": dict(encoder),
         "decoder.safetensors": dict(decoder),
         "golden.safetensors": golden_tensors(PayloadCoder(tables, layers).compress(golden), golden),
@@ -300,6 +351,7 @@ def write_codec(
             "grid": grid,
             "channels": tables.channels,
             "layers": list(layers),
+            "width": transform.basis.shape[1] if transform else None,
             "lineage": lineage,
             "files": hashes,
         }
@@ -331,7 +383,7 @@ def write_directory(folder: Path, spec: CodecSpec, data: Mapping[str, bytes]) ->
         spec: what codec.json declares, with the hashes of the other files.
         data: the other files' bytes by name.
     """
-    raw = canonical_json(spec.model_dump(mode="json"))
+    raw = canonical_json(spec.document())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         staged = Path(temporary) / folder.name
@@ -393,7 +445,9 @@ def _most_bytes(name: str, spec: CodecSpec) -> int | None:
     """Most bytes that a file of this codec can need; None where that is up to its model."""
     if name == "tables.safetensors":
         tables = 2 * (MAX_ENTRIES + 1) * 4 + 64
-        return _SPARE_BYTES + spec.channels * (tables + (_POOL_CHANNELS + 1) * 4)
+        width = spec.width or spec.channels
+        transform = (spec.channels + 1) * spec.width * 4 if spec.width else 0
+        return _SPARE_BYTES + spec.channels * tables + width * (_POOL_CHANNELS + 1) * 4 + transform
     if name == "golden.safetensors":
         return _SPARE_BYTES + _MOST_GOLDEN_TILES * spec.symbols * 12  # a symbol, and its payload's share at its worst
     return None
@@ -428,13 +482,20 @@ def _check_golden(codec: Codec, golden: Tensors) -> None:
 
 
 def _means(
-    latents: Sequence[npt.NDArray[Any]], scales: Sequence[Scale], dtype: type[np.floating[Any]]
+    latents: Sequence[npt.NDArray[Any]], rows: Sequence[npt.NDArray[np.int64]], dtype: type[np.floating[Any]]
 ) -> npt.NDArray[np.floating[Any]]:
-    """Means over the tokens (tiles, channels), the channels in the tables' order, of an array a scale."""
-    means = np.empty((len(latents[0]), sum(len(scale.rows) for scale in scales)), dtype)
-    for latent, scale in zip(latents, scales, strict=True):
-        means[:, scale.rows] = latent.mean(axis=1, dtype=dtype)
+    """Means over the tokens (tiles, channels) of an array a scale, whose channels become those of `rows`."""
+    means = np.empty((len(latents[0]), sum(len(row) for row in rows)), dtype)
+    for latent, row in zip(latents, rows, strict=True):
+        means[:, row] = latent.mean(axis=1, dtype=dtype)
     return means
+
+
+def _embedding_rows(spec: CodecSpec) -> list[npt.NDArray[np.int64]]:
+    """Which of the embedding's channels each grid scale has."""
+    if spec.width is not None:
+        return [np.arange(spec.width)]
+    return [scale.rows for scale in scales_of(spec.grid, spec.layers)]
 
 
 def _pool_axes(

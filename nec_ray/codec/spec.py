@@ -9,6 +9,7 @@ MAX_CHANNELS = 16_384
 """A dense channel's decoding table takes 4 KiB, whatever the tile's size."""
 MAX_TOKENS = 65_536
 MAX_SYMBOLS = 1 << 28  # of one tile: bounds what a hostile codec can make a reader allocate
+MAX_WIDTH = 4096
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[a-z0-9_]+\.safetensors$")]
@@ -72,6 +73,9 @@ class CodecSpec(_Closed):
     """Token rows and columns, at scale 1."""
     channels: int = Field(ge=1, le=MAX_CHANNELS)
     layers: list[LayerSpec] = Field(min_length=1, max_length=64)
+    width: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
+    """Channels of an embedding, where the codec's own are coordinates along some axes of it (`transform`); None where
+    they are the embedding's."""
     lineage: Lineage
     files: dict[FileName, Sha256]
 
@@ -83,7 +87,9 @@ class CodecSpec(_Closed):
             raise ValueError("the layers' channels must add up to the codec's")
         if any(layer.tokens != math.prod(scaled_grid(self.grid, layer.scale)) for layer in self.layers):
             raise ValueError("a layer's tokens are not those of the grid at its scale")
-        if self.symbols > MAX_SYMBOLS:
+        if self.width is not None and (self.width < self.channels or len({layer.scale for layer in self.layers}) > 1):
+            raise ValueError("width is for layers of one scale, and at least as many as their channels")
+        if self.symbols > MAX_SYMBOLS or self.tokens * (self.width or 0) > MAX_SYMBOLS:
             raise ValueError(f"a tile of {self.symbols} symbols is over the limit of {MAX_SYMBOLS}")
         return self
 
@@ -101,6 +107,24 @@ class CodecSpec(_Closed):
     def symbols(self) -> int:
         """Symbols of a tile, of all layers."""
         return sum(layer.tokens * layer.channels for layer in self.layers)
+
+    def embedding_shapes(self, count: int | None = None) -> list[tuple[int, int]]:
+        """Tokens and channels of what the first `count` layers, all where it is None, decode to, of each grid scale.
+
+        Raises:
+            ValueError: the codec has not that many.
+        """
+        shapes: dict[int, list[int]] = {}
+        for layer in self.first_layers(count):
+            shapes.setdefault(layer.scale, [layer.tokens, 0])[1] += layer.channels
+        return [(tokens, self.width or channels) for tokens, channels in shapes.values()]
+
+    def document(self) -> dict[str, Any]:
+        """What codec.json holds; without `width` where there is none, as codecs had it before there was one."""
+        document = self.model_dump(mode="json")
+        if self.width is None:
+            del document["width"]
+        return document
 
     def first_layers(self, count: int | None = None) -> list[LayerSpec]:
         """The first `count` layers, all where it is None.

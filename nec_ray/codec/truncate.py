@@ -47,9 +47,16 @@ def truncate_codec(codec: Codec, layers: int, folder: Path) -> str:
     decoder = codec.tensors("decoder")
     decoder.setdefault(MEDIANS, codec.tables.median)
     center, basis = codec.pool_axes()
+    transform = None if codec.transform is None else codec.transform.first(channels)
+    width = channels if transform is None else len(center)
     data = {
         "tables.safetensors": tensor_bytes(
-            {**tables.to_tensors(), "pool_center": center[:channels], "pool_basis": basis[:channels]}
+            {
+                **tables.to_tensors(),
+                "pool_center": center[:width],
+                "pool_basis": basis[:width],
+                **(transform.to_tensors() if transform else {}),
+            }
         ),
         "encoder.safetensors": codec.file("encoder.safetensors"),
         "decoder.safetensors": tensor_bytes(decoder),
@@ -73,5 +80,10 @@ def is_prefix(codec: Codec, longer: Codec) -> bool:
     if codec.encoder_id != longer.encoder_id or codec.spec.grid != longer.spec.grid:
         return False
     if codec.spec.layers != longer.spec.layers[:count]:
+        return False
+    if codec.transform is not None and longer.transform is not None:
+        if not codec.transform.equals(longer.transform.first(codec.spec.channels)):
+            return False
+    elif codec.transform is not longer.transform:
         return False
     return codec.tables.equals(longer.tables.first(codec.spec.channels))

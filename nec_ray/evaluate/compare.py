@@ -248,11 +248,13 @@ def _labels(archive: Archive, experiment: Experiment) -> Labels | Masks:
 def _bits_by_channel(work: _Work) -> dict[str, list[float]]:
     """Entropy of each channel's symbols over all tiles, bits, by codec id; none where layers were left out."""
     x, medians = work.coded.x, work.codec.tables.median
-    if x.shape[2] < len(medians):
+    left_out = isinstance(work.method, Embeddings) and work.method.layers not in {None, len(work.codec.spec.layers)}
+    if left_out or x.shape[2] < len(medians):
         return {}
+    symbols = work.codec.quantise(x) if work.codec.transform else np.rint(x - medians)  # coarse scales are enlarged
     bits = []
-    for channel, median in enumerate(medians):
-        counts = np.unique(np.rint(x[:, :, channel] - median), return_counts=True)[1]
+    for channel in range(len(medians)):
+        counts = np.unique(symbols[:, :, channel], return_counts=True)[1]
         share = counts / counts.sum()
         bits.append(max(0.0, float(-(share * np.log2(share)).sum())))
     return {work.codec.id: bits}

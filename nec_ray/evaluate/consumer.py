@@ -218,7 +218,8 @@ def uncompressed_latents(labels: LabelledTiles, catalog: Catalog, codec: Codec) 
     place, rows = labelled_rows(labels, catalog)
     spec, embedder = codec.spec.input, Embedder(codec)
     scales, grid = codec.scales(), codec.spec.token_grid
-    out = np.empty((len(place), math.prod(grid), codec.spec.channels), np.float32)
+    channels = codec.spec.width or codec.spec.channels
+    out = np.empty((len(place), math.prod(grid), channels), np.float32)
     for part in parts(rows):
         names = part["tile_id"].to_pylist()
         batch = read_tiles(part, bands=spec.bands, size=spec.size, fill=spec.mean)

@@ -71,11 +71,11 @@ class Encodings:
 
     def __init__(self, labels: LabelledTiles) -> None:
         self._labels = labels
-        self._latents: tuple[tuple[str, str], Floats] | None = None
+        self._latents: tuple[tuple[str, str, str], Floats] | None = None
 
     def uncompressed(self, catalog: str, codec: Codec) -> Floats:
         """Latents float32 (tiles, tokens, channels) of a codec's encoder; the last ones are kept."""
-        key = (catalog, codec.id)
+        key = (catalog, codec.encoder_id, str(codec.spec.embedding_shapes()))
         if self._latents is None or self._latents[0] != key:
             self._latents = None  # before the next ones: both need not fit into memory
             self._latents = key, uncompressed_latents(self._labels, read_catalog(catalog), codec)
@@ -95,9 +95,8 @@ class Encodings:
             return self._code_pixels(method, read_catalog(method.catalog), codec)
         latents = self.uncompressed(method.catalog, codec)
         if isinstance(method, Uncompressed):
-            return Coded(
-                latents, latents.itemsize * codec.spec.symbols, 0, None
-            )  # coarse tokens stand there more than once
+            values = sum(tokens * channels for tokens, channels in codec.spec.embedding_shapes())
+            return Coded(latents, latents.itemsize * values, 0, None)  # coarse tokens stand there more than once
         coder = _embedding_coder(method, latents[~self._labels.is_test])
         out, total = np.empty_like(latents), 0
         for number, tile in enumerate(latents):
@@ -123,7 +122,7 @@ class Encodings:
         test = self._labels.is_test
         whole = coded.x[test]
         missing = codec.tables.median[whole.shape[2] :]
-        if len(missing):
+        if codec.transform is None and len(missing):
             whole = np.concatenate([whole, np.broadcast_to(missing, (*whole.shape[:2], len(missing)))], axis=2)
         error = distortion(whole, self.uncompressed(method.catalog, codec)[test])
         return found | {"mse": error.mse, "snr_db": error.snr_db}
@@ -133,7 +132,8 @@ class Encodings:
         place, rows = labelled_rows(self._labels, catalog)
         coder = None if isinstance(method, SourceFiles) else self._fit_pixels(method, rows, codec)
         spec, embedder, total = codec.spec.input, Embedder(codec), 0
-        latent, image = (codec.spec.tokens, codec.spec.channels), (len(spec.bands), spec.size, spec.size)
+        latent = (codec.spec.tokens, codec.spec.width or codec.spec.channels)
+        image = (len(spec.bands), spec.size, spec.size)
         out = np.empty((len(place), *(image if trains_encoder(method) else latent)), np.float32)
         for part in parts(rows):
             decoded = []

@@ -44,8 +44,8 @@ class Embedder:
         self._mean = torch.tensor(spec.mean, dtype=torch.float32)[:, None, None]
         self._std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
         self._shape = (len(spec.bands), spec.size, spec.size)
-        self._median = codec.tables.median
-        self._scales = codec.scales()  # fewer, or of fewer channels, than the encoder's where the codec is truncated
+        self._codec = codec
+        self._shapes = codec.spec.embedding_shapes()  # fewer, or of fewer channels, where the codec is truncated
 
     def latents(self, pixels: npt.NDArray[np.float32]) -> Arrays:
         """Latents float32 (tiles, tokens, channels) of pixels float32 (tiles, bands, size, size), raw units.
@@ -57,7 +57,7 @@ class Embedder:
         """
         if pixels.shape[1:] != self._shape:
             raise ValueError(f"pixels must be (tiles, {self._shape}), not {pixels.shape}")
-        out = [np.empty((len(pixels), *scale.shape), np.float32) for scale in self._scales]
+        out = [np.empty((len(pixels), *shape), np.float32) for shape in self._shapes]
         batch = torch.zeros((BATCH, *self._shape))
         with torch.inference_mode(), one_thread(), _exact():
             for start in range(0, len(pixels), BATCH):
@@ -69,9 +69,8 @@ class Embedder:
         return joined(out)
 
     def symbols(self, pixels: npt.NDArray[np.float32]) -> Arrays:
-        """Symbols int32, of the shape of the latents: their distance to the medians, rounded."""
-        parts = zip(parts_of(self.latents(pixels)), self._scales, strict=True)
-        return joined(np.rint(part - self._median[scale.rows]).astype(np.int32) for part, scale in parts)
+        """Symbols int32 (tiles, tokens, channels) of the latents; see `Codec.quantise`."""
+        return self._codec.quantise(self.latents(pixels))
 
 
 @contextmanager
@@ -104,7 +103,7 @@ def model_config(codec: Codec) -> MaeConfig | StageConfig:
         ) from None
     declared = (spec.grid, spec.input.size, len(spec.input.bands))
     fits = ((config.side, config.side), config.size, config.bands) == declared
-    if not fits or not _has_scales(config, codec.scales()):
+    if not fits or not _has_scales(config, codec.scales()) or spec.width not in {None, config.dim}:
         raise CorruptCodec(f"codec {codec.id[:12]}: its architecture and its latent's shape contradict each other")
     return config
 

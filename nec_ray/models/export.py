@@ -1,6 +1,7 @@
 """From a trained compressor to a codec directory: integer tables, encoder, first decoder layer, golden payloads."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ import torch
 from compressai.entropy_models import EntropyBottleneck
 from torch import nn
 
-from nec_ray.codec import Arrays, EntropyTables, InputSpec, LayerSpec, Lineage, joined, parts_of, write_codec
+from nec_ray.codec import (
+    Arrays,
+    EntropyTables,
+    InputSpec,
+    LayerSpec,
+    Lineage,
+    Transform,
+    joined,
+    parts_of,
+    write_codec,
+)
 from nec_ray.codec.payload import PayloadCoder
 from nec_ray.models.embed import shapes_of
 from nec_ray.models.mae import MaeEncoder
@@ -59,6 +70,11 @@ def export_codec(
     latents = _latents(model, input_spec, calibration)
     tables = tables_of(model.bottleneck, latents)
     medians = np.split(tables.median, np.cumsum(model.widths)[:-1])
+    transform = None
+    if model.basis is not None and model.center is not None:
+        # Embeddings are of whole symbols: what is left of the medians goes into the centre.
+        basis, center = model.basis.numpy(), model.center.numpy() + tables.median @ model.basis.numpy()
+        transform, tables = Transform(basis, center), replace(tables, median=np.zeros_like(tables.median))
     parts = [np.rint(part - median).astype(np.int32) for part, median in zip(latents, medians, strict=True)]
     sides = [side for side, _ in shapes_of(config)]
     layers = [
@@ -79,6 +95,7 @@ def export_codec(
         encoder=_arrays(encoder, kept),
         decoder=_arrays(first, kept),
         calibration=symbols,
+        transform=transform,
     )
 
 
@@ -120,14 +137,15 @@ def tables_of(bottleneck: EntropyBottleneck, latents: Arrays) -> EntropyTables:
 def _latents(
     model: NeuralEmbeddingCompressor, spec: InputSpec, pixels: npt.NDArray[np.float32], batch: int = 64
 ) -> list[npt.NDArray[np.float32]]:
-    """Of each grid scale (tiles, tokens, channels)."""
+    """What is rounded, of each grid scale (tiles, tokens, channels)."""
     mean = torch.tensor(spec.mean, dtype=torch.float32)[:, None, None]
     std = torch.tensor(spec.std, dtype=torch.float32)[:, None, None]
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), batch):
             part = torch.from_numpy(np.array(pixels[start : start + batch], np.float32))
-            parts.append([latent.numpy() for latent in parts_of(model.encoder((part - mean) / std))])
+            latents = parts_of(model.encoder((part - mean) / std))
+            parts.append([model.transformed(latent).numpy() for latent in latents])
     return [np.concatenate(scale) for scale in zip(*parts, strict=True)]
 
 

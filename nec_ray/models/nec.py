@@ -80,15 +80,29 @@ class NeuralEmbeddingCompressor(nn.Module):
         encoder: a module that is a `TokenEncoder`.
         decoder: a module that is a `TokenDecoder`.
         layers: channels of each layer, in order; one layer a grid scale where not given.
+        transformed: whether not the latent is rounded, but its coordinates along the axes that `set_transform` gives;
+            the decoder sees the latent again. With one grid scale only.
 
     Raises:
-        InputError: the layers are not of the encoder's channels, or one has channels of two scales.
+        InputError: the layers are not of the encoder's channels, or one has channels of two scales; a transform is
+            wanted of several.
 
     Attributes:
         widths: channels of each grid scale.
+        basis, center: buffers of the transform, see `nec_ray.codec.Transform`; None where there is none.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, layers: Sequence[int] | None = None) -> None:
+    basis: Tensor | None
+    center: Tensor | None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        layers: Sequence[int] | None = None,
+        *,
+        transformed: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -101,17 +115,42 @@ class NeuralEmbeddingCompressor(nn.Module):
             raise InputError(
                 f"layers of {self.layers} channels: one would hold channels of two stages, which have {self.widths}"
             )
+        if transformed and len(self.widths) > 1:
+            raise InputError("several stages have no transform: leave out the step")
         self.bottleneck = EntropyBottleneck(channels)
+        self.register_buffer("basis", torch.eye(channels) if transformed else None)
+        self.register_buffer("center", torch.zeros(channels) if transformed else None)
 
     @classmethod
-    def mae(cls, config: MaeConfig, layers: Sequence[int] | None = None) -> "NeuralEmbeddingCompressor":
+    def mae(
+        cls, config: MaeConfig, layers: Sequence[int] | None = None, *, transformed: bool = False
+    ) -> "NeuralEmbeddingCompressor":
         """One of a masked autoencoder with random weights."""
-        return cls(MaeEncoder(config), MaeDecoder(config), layers)
+        return cls(MaeEncoder(config), MaeDecoder(config), layers, transformed=transformed)
 
     @classmethod
-    def mp_mae(cls, config: StageConfig, layers: Sequence[int] | None = None) -> "NeuralEmbeddingCompressor":
+    def mp_mae(
+        cls, config: StageConfig, layers: Sequence[int] | None = None, *, transformed: bool = False
+    ) -> "NeuralEmbeddingCompressor":
         """One of stages of MP-MAE's encoder, which predicts its own input, with random weights."""
-        return cls(StageEncoder(config), StageDecoder(config), layers)
+        return cls(StageEncoder(config), StageDecoder(config), layers, transformed=transformed)
+
+    @torch.no_grad()
+    def set_transform(self, mean: Tensor, covariance: Tensor, step: float) -> None:
+        """Round the latent's coordinates along its principal axes, which come by falling variance.
+
+        Args:
+            mean: (channels,) of the latent's tokens.
+            covariance: float64 (channels, channels) of them.
+            step: between two values of a coordinate, in units of the channels' root mean square deviation.
+        """
+        assert self.basis is not None
+        assert self.center is not None
+        _, axes = torch.linalg.eigh(covariance)
+        axes = axes.T.flip(0)
+        axes *= axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()  # one sign everywhere
+        self.basis.copy_(axes * (step * covariance.diagonal().mean().sqrt()))
+        self.center.copy_(mean)
 
     def forward(
         self,
@@ -153,7 +192,7 @@ class NeuralEmbeddingCompressor(nn.Module):
             kept: (batch,) numbers of the first layers that are kept; all where it is None.
             generator: of the noise.
         """
-        parts = parts_of(latent)
+        parts = [self.transformed(part) for part in parts_of(latent)]
         device = parts[0].device
         with torch.autocast(device.type, enabled=False):
             medians = torch.split(self.bottleneck._get_medians()[:, 0, 0].detach(), self.widths)
@@ -170,7 +209,17 @@ class NeuralEmbeddingCompressor(nn.Module):
                 for n, (median, own) in enumerate(zip(medians, torch.split(layer, self.widths), strict=True)):
                     there = (own < kept[:, None])[:, None, :]
                     coded[n], bits[n] = torch.where(there, coded[n], median), bits[n] * there
+            if self.basis is not None and self.center is not None:
+                coded = [coded[0] @ self.basis + self.center]
             return joined(coded), torch.cat([part.flatten() for part in bits]).mean()
+
+    def transformed(self, latent: Tensor) -> Tensor:
+        """What is rounded of a latent (batch, tokens, channels) of one scale: its coordinates, or the latent itself."""
+        if self.basis is None or self.center is None:
+            return latent
+        with torch.autocast(latent.device.type, enabled=False):
+            coordinates: Tensor = (latent.float() - self.center) @ (self.basis.T / self.basis[0].square().sum())
+            return coordinates
 
     def _bits(self, coded: Sequence[Tensor]) -> list[Tensor]:
         """Bits of each element of the scales' latents."""

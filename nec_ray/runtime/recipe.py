@@ -64,6 +64,10 @@ class ModelSection(Section):
     layers: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1, max_length=64)
     """Channels of each layer of a payload, trained so that every prefix of the layers is an embedding; one layer, or
     one a stage, where not given."""
+    step: float | None = Field(default=None, gt=0, le=100)
+    """Round the latent's coordinates along its principal axes (transform coding), in steps of as many standard
+    deviations of its channels; the decoder and consumers see the latent's own channels. Where not given, the channels
+    themselves are rounded to integers, as in the paper, whose encoder is trained to that."""
     inputs: Literal["rgb", "s2"] | None = None
     """Pretraining of mp_mae: the encoder's bands, B2, B3 and B4 of Sentinel-2 or its 12 without B10; s2 where not
     given."""
@@ -89,6 +93,8 @@ class TrainSection(Section):
     """What adaptation trains: the entropy model alone, the patch embedding too, the paper's set, or everything."""
     mask_ratio: float = Field(default=0.75, ge=0, lt=1)
     """Share of masked patches; of mp_mae 0.6 where not given."""
+    adapt_mask_ratio: float | None = Field(default=None, ge=0, lt=1)
+    """Share in adaptation; `mask_ratio` where not given. Whole tiles, 0, are what will be encoded."""
     batch_size: int = Field(default=256, ge=1)
     """Tiles a step, over all workers."""
     accumulate: int = Field(default=1, ge=1)
@@ -149,6 +155,8 @@ class Recipe(Section):
                 )
             if model.stages and sorted(set(model.stages), reverse=True) != model.stages:
                 raise ValueError(f"model.stages {model.stages}: each once, coarse first, such as [4, 3]")
+            if model.step and len(model.stages or []) > 1:
+                raise ValueError("model.step is for one grid scale; leave it out, or give one of model.stages")
         elif model.stages:
             raise ValueError("model.stages is for model.family mp_mae")
         for key in ("inputs", "targets", "weighting"):

@@ -296,6 +296,8 @@ def _check_transcodable(rule: Rule, codec_id: str, source: CodecSpec, target: Co
         there.grid == scale.grid and np.array_equal(there.rows[: len(scale.rows)], scale.rows)
         for there, scale in zip(held, needed, strict=False)
     )
+    if source.width is not None or target.spec.width is not None:
+        fits = fits and source.embedding_shapes() == target.spec.embedding_shapes()
     if not fits:
         raise CodecMismatch(
             f"{pair} hold {_described(held)}, codec {target.id[:12]} needs {_described(needed)}; {again}"

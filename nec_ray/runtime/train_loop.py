@@ -4,14 +4,14 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nec_ray.errors import RunError
-from nec_ray.runtime.recipe import Recipe, TrainSection
+from nec_ray.runtime.recipe import Recipe
 from nec_ray.runtime.train_data import local_copy
 from nec_ray.runtime.train_files import CODEC, WEIGHTS, Metrics
 from nec_ray.storage import Store
@@ -52,7 +52,7 @@ def train_loop(config: dict[str, Any]) -> None:
         first, optimiser_state = int(state["epoch"]), state["optimiser"]
     model.to(device)
     metrics = Metrics(config["out"], first) if rank == 0 else None
-    worker = _Worker(model, how, recipe.data.augment, pixels, device, rank, world)
+    worker = _Worker(model, recipe, pixels, device, rank, world)
     epochs = how.pretrain_epochs + how.adapt_epochs
     for epoch in range(first, epochs):
         if epoch == how.pretrain_epochs:
@@ -108,7 +108,7 @@ def initial_model(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
         sizes["depth"] = recipe.model.depth
     config = MaeConfig(size=recipe.data.size, patch=recipe.model.patch, bands=bands, **sizes)
     torch.manual_seed(recipe.train.seed)
-    model = NeuralEmbeddingCompressor.mae(config, recipe.model.layers)
+    model = NeuralEmbeddingCompressor.mae(config, recipe.model.layers, transformed=recipe.model.step is not None)
     if not recipe.model.init:
         return model, False, "random weights"
     tensors = read_checkpoint(recipe.model.init)
@@ -134,7 +134,7 @@ def _initial_mp_mae(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
     encoder = ConvNextConfig(size=recipe.data.size, patch=recipe.model.patch, bands=bands, **SIZES[recipe.model.size])
     config = StageConfig(encoder, tuple(recipe.model.stages or [STAGES]))
     torch.manual_seed(recipe.train.seed)
-    model = NeuralEmbeddingCompressor.mp_mae(config, recipe.model.layers)
+    model = NeuralEmbeddingCompressor.mp_mae(config, recipe.model.layers, transformed=recipe.model.step is not None)
     decoder = import_stage(model.encoder, model.decoder, tensors, recipe.model.init)  # type: ignore[arg-type]
     with_decoder = " and optical decoder" if decoder else ", with a new decoder"
     return model, not decoder, f"weights of {recipe.model.init}: encoder{with_decoder}"
@@ -145,12 +145,11 @@ class _Worker:
 
     optimiser: Any
 
-    def __init__(
-        self, model: Any, how: TrainSection, augment: Sequence[str], pixels: Any, device: Any, rank: int, world: int
-    ) -> None:
+    def __init__(self, model: Any, recipe: Recipe, pixels: Any, device: Any, rank: int, world: int) -> None:
         self._model = model
-        self._how = how
-        self._augment = augment
+        self._how = recipe.train
+        self._augment = recipe.data.augment
+        self._step = recipe.model.step
         self._pixels = pixels
         self._device = device
         self._rank = rank
@@ -158,25 +157,42 @@ class _Worker:
         self._wrapped = model
 
     def begin_adaptation(self) -> None:
-        """Put the channels in the order of their variance, where a prefix of layers is to be an embedding."""
+        """Set the transform, or put the channels in the order of their variance where there are several layers."""
         import torch
         import torch.distributed as dist
 
-        from nec_ray.codec import parts_of
         from nec_ray.models.nec import reorder_channels
 
-        if len(self._model.layers) == 1:
-            return
-        chosen = np.unique(np.linspace(0, len(self._pixels) - 1, _CALIBRATION_TILES).astype(np.int64))
-        variance = torch.zeros(self._model.encoder.channels, device=self._device)
-        with torch.inference_mode():
-            for start in range(0, len(chosen), 64):
-                part = torch.from_numpy(self._pixels[chosen[start : start + 64]].astype(np.float32))
-                latents = parts_of(self._model.eval().encoder(part.to(self._device)))
+        if self._step is not None:
+            channels = self._model.encoder.channels
+            sums = torch.zeros((channels + 1, channels + 1), dtype=torch.float64, device=self._device)
+            for (latent,) in self._calibration_latents():
+                tokens = torch.nn.functional.pad(latent.flatten(0, 1).double(), (0, 1), value=1.0)
+                sums += tokens.T @ tokens
+            if self._world > 1:
+                dist.all_reduce(sums)
+            mean = sums[-1, :-1] / sums[-1, -1]
+            self._model.set_transform(mean, sums[:-1, :-1] / sums[-1, -1] - torch.outer(mean, mean), self._step)
+        elif len(self._model.layers) > 1:
+            variance = torch.zeros(self._model.encoder.channels, device=self._device)
+            for latents in self._calibration_latents():
                 variance += torch.cat([latent.var(dim=(0, 1)) for latent in latents])
-        if self._world > 1:
-            dist.all_reduce(variance)
-        reorder_channels(self._model.encoder, self._model.decoder, self._model.order_of(variance))
+            if self._world > 1:
+                dist.all_reduce(variance)
+            reorder_channels(self._model.encoder, self._model.decoder, self._model.order_of(variance))
+
+    def _calibration_latents(self) -> Iterator[tuple[Any, ...]]:
+        """Latents of some tiles, a batch at a time, of each grid scale."""
+        import torch
+
+        from nec_ray.codec import parts_of
+
+        chosen = np.unique(np.linspace(0, len(self._pixels) - 1, _CALIBRATION_TILES).astype(np.int64))
+        for start in range(0, len(chosen), 64):
+            part = torch.from_numpy(self._pixels[chosen[start : start + 64]].astype(np.float32))
+            with torch.inference_mode():
+                latents = parts_of(self._model.eval().encoder(part.to(self._device)))
+            yield latents
 
     def begin_phase(self, *, adapting: bool, decoder_is_new: bool) -> None:
         """Free what this phase trains, and begin its optimiser."""
@@ -227,7 +243,7 @@ class _Worker:
             sums += gradients(
                 self._wrapped,
                 inputs,
-                mask_ratio=how.mask_ratio,
+                mask_ratio=how.mask_ratio if how.adapt_mask_ratio is None or not adapting else how.adapt_mask_ratio,
                 beta=how.beta if adapting else None,
                 generator=generator,
                 accumulate=how.accumulate,

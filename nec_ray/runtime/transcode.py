@@ -1,7 +1,7 @@
 """Transcoding: payloads of one codec to those of another of the same encoder, without pixels, the loss measured.
 
 Where the other codec's payloads are the first bytes of these, they are copied; otherwise symbols are decoded, moved to
-the other codec's medians, rounded again and coded by its tables.
+the other codec's medians, or along its axes, rounded again and coded by its tables.
 """
 
 import hashlib
@@ -30,7 +30,6 @@ CHUNK_TILES = 4096
 """Tiles of a task, and of a pack."""
 _SYMBOLS = 1 << 22
 """Symbols that are decoded at a time."""
-_LARGEST = 1 << 30
 _WAVE = 64
 """Chunks whose index rows are in Ray's memory at a time."""
 
@@ -49,7 +48,7 @@ class Loss:
     """(channels,), or one number for all of them: of several grid scales each channel has as many as its scale."""
     squared_error: float
     total: npt.NDArray[np.float64]
-    """(channels,) sum of the old symbols."""
+    """(channels,) sum of the old symbols; of the old embeddings, where their codec has a transform."""
     squares: npt.NDArray[np.float64]
     """(channels,) sum of their squares."""
 
@@ -140,7 +139,7 @@ def transcode(
     lengths: list[Sequence[int] | None] = [None] * len(ids)
     pooled = rows["pooled"].to_pylist()
     damaged: dict[str, str] = {}
-    loss, prefix = Loss.none(source.spec.channels), is_prefix(target, source)
+    loss, prefix = Loss.none(source.spec.width or source.spec.channels), is_prefix(target, source)
     wanted = references([ids[i] for i in valid], rows["payload"].take(pa.array(valid)))
     for batch in fetch(store, wanted):
         step = max(1, _SYMBOLS // source.spec.symbols)
@@ -266,29 +265,37 @@ def _cut(payloads: Payloads, symbols: Arrays, source: Codec, target: Codec, _thr
     """The first bytes of each payload; of the whole embedding and on the same axes, the pooled vectors stay."""
     kept = source.layer_lengths(payloads)[:, : len(target.spec.layers)]
     made = [payload[:n] for payload, n in zip(payloads, kept.sum(axis=1).tolist(), strict=True)]
-    return _Made(made, kept.tolist(), [], _loss(source, symbols, target, 0.0))
+    if source.transform is not None and target.transform is not None:
+        old = source.dequantise(symbols)
+        loss = _loss_of_embeddings(old, target.transform.inverse(symbols[:, :, : target.spec.channels]))
+    else:
+        loss = _loss(source, symbols, target, 0.0)
+    return _Made(made, kept.tolist(), [], loss)
 
 
 def _requantise(_payloads: Payloads, symbols: Arrays, source: Codec, target: Codec, threads: int | None) -> _Made:
     """Embeddings moved to the other codec's medians, rounded again as the encoder's latents are, and coded."""
-    scales, median = target.scales(), target.tables.median
     old = [
-        part[:, :, : len(scale.rows)]
-        for part, scale in zip(parts_of(source.dequantise(symbols)), scales, strict=False)  # maybe fewer
+        part[:, :, :channels]
+        for part, (_, channels) in zip(
+            parts_of(source.dequantise(symbols)),
+            target.spec.embedding_shapes(),
+            strict=False,  # maybe fewer
+        )
     ]
-    moved = joined(
-        np.clip(np.rint(part - median[scale.rows]), -_LARGEST, _LARGEST).astype(np.int32)
-        for part, scale in zip(old, scales, strict=True)
-    )
+    moved = target.quantise(joined(old))
     made = target.compress(moved, threads=threads)
     new = parts_of(target.dequantise(moved))
-    error = sum(float(np.sum((a.astype(np.float64) - b) ** 2)) for a, b in zip(old, new, strict=True))
-    lengths = target.layer_lengths(made).tolist()
-    return _Made(made, lengths, target.pool(moved).tolist(), _loss(source, symbols, target, error))
+    if source.transform is not None:
+        loss = _loss_of_embeddings(old[0], new[0])
+    else:
+        error = sum(float(np.sum((a.astype(np.float64) - b) ** 2)) for a, b in zip(old, new, strict=True))
+        loss = _loss(source, symbols, target, error)
+    return _Made(made, target.layer_lengths(made).tolist(), target.pool(moved).tolist(), loss)
 
 
 def _loss(source: Codec, symbols: Arrays, target: Codec, error: float) -> Loss:
-    """Loss of tiles of which the target's channels are kept, with a squared error of `error`."""
+    """Loss of tiles of which the target's channels are kept, with a squared error of `error` in these."""
     tokens, total, squares = np.zeros((3, source.spec.channels))
     for part, scale in zip(parts_of(symbols), source.scales(), strict=True):
         flat = part.reshape(-1, part.shape[2]).astype(np.float64)
@@ -299,6 +306,13 @@ def _loss(source: Codec, symbols: Arrays, target: Codec, error: float) -> Loss:
     for kept, scale in zip(target.scales(), source.scales(), strict=False):
         left_out[scale.rows[: len(kept.rows)]] = False
     return Loss(tokens, error + float(squares[left_out].sum()), total, squares)
+
+
+def _loss_of_embeddings(old: npt.NDArray[np.float32], new: npt.NDArray[np.float32]) -> Loss:
+    """Loss of tiles whose embeddings (tiles, tokens, channels) were `old` and are `new`."""
+    flat = old.reshape(-1, old.shape[2]).astype(np.float64)
+    error = float(np.sum((old.astype(np.float64) - new) ** 2))
+    return Loss(np.full(old.shape[2], float(len(flat))), error, flat.sum(axis=0), np.einsum("ij,ij->j", flat, flat))
 
 
 def _new_rows(rows: pa.Table, source: Codec, target: Codec, pooled: Sequence[Any]) -> pa.Table:

@@ -13,7 +13,7 @@ from nec_ray.archive import open_archive
 from nec_ray.archive.index import Index
 from nec_ray.archive.layout import ArchiveInfo, create_archive, install_codec
 from nec_ray.archive.pack import write_pack
-from nec_ray.codec import Codec, load_codec
+from nec_ray.codec import Codec, Transform, load_codec
 from nec_ray.contracts import arrow_schema
 from nec_ray.storage import Store
 from tests.codec.make import SCALES, laplacian_symbols, make_codec, scaled_symbols
@@ -31,9 +31,16 @@ class Made:
     """What was encoded, by tile id."""
 
 
-def empty_archive(folder: Path, *, layers: tuple[int, ...] = (8, 16), seed: int = 0, url: str | None = None) -> Made:
+def empty_archive(
+    folder: Path,
+    *,
+    layers: tuple[int, ...] = (8, 16),
+    seed: int = 0,
+    url: str | None = None,
+    transform: Transform | None = None,
+) -> Made:
     """An archive at `url`, in `folder` where it is None."""
-    make_codec(folder / "codec", layers=layers, seed=seed)
+    make_codec(folder / "codec", layers=layers, seed=seed, transform=transform)
     codec = load_codec(folder / "codec")
     store = Store(url or folder / "archive")
     create_archive(store, ArchiveInfo(licence="CC0", attribution="nobody"))
@@ -81,9 +88,9 @@ def pack(made: Made, tile_ids: list[str], status: list[str] | None = None, seed:
     return write_pack(made.store, made.codec.id, rows, payloads, lengths)
 
 
-def filled_archive(folder: Path, tiles: int = 40, url: str | None = None) -> Made:
+def filled_archive(folder: Path, tiles: int = 40, url: str | None = None, transform: Transform | None = None) -> Made:
     """An archive of one commit: ids t000, t001, ...; the last is no-data, the one before failed."""
-    made = empty_archive(folder, url=url)
+    made = empty_archive(folder, url=url, transform=transform)
     status = ["valid"] * (tiles - 2) + ["failed", "nodata"]
     rows = pack(made, [f"t{i:03}" for i in range(tiles)], status)
     made.index.append(made.index.version(), rows)

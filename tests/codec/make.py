@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, PayloadCoder, paths, write_codec
+from nec_ray.codec import EntropyTables, InputSpec, LayerSpec, Lineage, PayloadCoder, Transform, paths, write_codec
 
 EACH_VECTOR_PATH = [
     pytest.param(name, marks=pytest.mark.skipif(not kernels.available(), reason=f"this processor has no {name}"))
@@ -104,6 +104,7 @@ def make_codec(
     scales: tuple[int, ...] | None = None,
     size: int = 32,
     seed: int = 0,
+    transform: Transform | None = None,
 ) -> str:
     """A codec directory over `SCALES` whose encoder and decoder are random arrays; `scales` are those of the layers."""
     rng = np.random.default_rng(seed)
@@ -125,7 +126,15 @@ def make_codec(
         calibration=laplacian_symbols(rng, SCALES, 40, grid[0] * grid[1])
         if not scales
         else scaled_symbols(rng, layers, scales, tokens, 40),
+        transform=transform,
     )
+
+
+def make_transform(width: int = 30, step: float = 0.5, seed: int = 0) -> Transform:
+    """Random axes of embeddings of `width` channels for the channels of `SCALES`."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.standard_normal((width, len(SCALES))))[0].T
+    return Transform((step * axes).astype(np.float32), rng.standard_normal(width).astype(np.float32))
 
 
 def scaled_symbols(

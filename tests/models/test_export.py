@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from compressai.entropy_models import EntropyBottleneck
+from torch import nn
 
 from nec_ray.codec import EntropyTables, LayerSpec, Lineage, PayloadCoder, load_codec
+from nec_ray.errors import InputError
 from nec_ray.models.embed import Embedder
 from nec_ray.models.export import export_codec, tables_of
-from tests.models.conftest import Trained
+from nec_ray.models.nec import NeuralEmbeddingCompressor
+from tests.models.conftest import CONFIG, Trained
 
 
 def model_bits(bottleneck: EntropyBottleneck, symbols: np.ndarray, median: np.ndarray) -> float:  # type: ignore[type-arg]
@@ -117,3 +120,52 @@ def test_weights_kept_in_half_are_what_the_tables_are_made_from(trained: Trained
     assert size == pytest.approx(codec.spec.lineage.bits_per_symbol, rel=0.01)
     before = (trained.codec._store.size("encoder.safetensors"), codec._store.size("encoder.safetensors"))
     assert before[1] < 0.52 * before[0]
+
+
+def test_a_transform_is_the_principal_axes_and_costs_what_the_model_says(trained: Trained, tmp_path: Path) -> None:
+    """The exported codec's embeddings are the model's own; its axes those that an independent PCA finds."""
+    from sklearn.decomposition import PCA
+
+    spec = trained.codec.spec
+    model = NeuralEmbeddingCompressor.mae(CONFIG, layers=[6, 42], transformed=True)
+    model.encoder.load_state_dict(trained.model.encoder.state_dict())
+    latents = torch.from_numpy(Embedder(trained.codec).latents(trained.pixels))
+    flat = latents.flatten(0, 1).double()
+    model.set_transform(flat.mean(0), torch.cov(flat.T), 0.7)
+    pca = PCA(48).fit(flat.numpy())
+    assert model.basis is not None
+    lengths = model.basis.norm(dim=1)
+    step = 0.7 * float(np.sqrt(pca.explained_variance_.mean()))
+    np.testing.assert_allclose(lengths.numpy(), step, rtol=1e-3)
+    along = np.abs(np.sum(model.basis.numpy() / step * pca.components_, axis=1))
+    assert (along[:12] > 0.999).all()  # of the last ones, of nearly no variance, the order may differ
+    optimiser = torch.optim.Adam(model.bottleneck.parameters(), lr=2e-2)
+    model.train()
+    for _ in range(300):
+        bits = model.coded(latents[torch.randint(len(latents), (32,))])[1]
+        optimiser.zero_grad()
+        torch.autograd.backward(bits)
+        optimiser.step()
+    lineage = Lineage(data="scene", licence="public domain", beta=0.01, bits_per_symbol=0)
+    export_codec(model, tmp_path / "codec", input_spec=spec.input, lineage=lineage, calibration=trained.pixels[:64])
+    codec = load_codec(tmp_path / "codec")
+    with torch.no_grad():
+        expected, rate = model.eval().coded(latents)
+    embedder = Embedder(codec)
+    np.testing.assert_allclose(embedder.latents(trained.pixels[:64]), latents[:64], atol=1e-5)
+    symbols = embedder.symbols(trained.pixels)
+    near = np.abs(codec.dequantise(symbols) - expected.numpy()).max(axis=2)
+    assert np.mean(near > 1e-3) < 0.01  # a coordinate just between two steps may go either way
+    assert np.abs(codec.dequantise(symbols) - latents.numpy()).mean() < step
+    size = 8 * sum(map(len, codec.compress(symbols)))
+    assert size <= float(rate) * symbols.size * 1.005 + 8 * (16 + 12) * len(symbols)
+    assert codec.encoder_id == trained.codec.encoder_id  # archives of both hold the same embeddings
+
+
+def test_several_stages_have_no_transform() -> None:
+    with pytest.raises(InputError, match="several stages have no transform"):
+        NeuralEmbeddingCompressor(_TwoScales(), nn.Identity(), transformed=True)
+
+
+class _TwoScales(nn.Module):
+    channels, widths = 8, (4, 4)

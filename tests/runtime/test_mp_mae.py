@@ -91,7 +91,7 @@ def test_several_stages_go_from_training_to_an_archive_and_a_head(weights: Path,
     given = given.model_copy(update={"train": how})
     model, decoder_is_new, line = initial_model(given, len(BANDS))
     assert line.endswith("encoder, with a new decoder")
-    worker = _Worker(model, how, [], scaled, torch.device("cpu"), 0, 1)
+    worker = _Worker(model, given, scaled, torch.device("cpu"), 0, 1)
     worker.begin_adaptation()
     with torch.no_grad():
         for latent in model.encoder(torch.from_numpy(scaled)):
@@ -139,7 +139,7 @@ def test_the_worker_of_a_recipe_adapts_and_exports(weights: Path, tmp_path: Path
     given = given.model_copy(update={"train": how})
     model, decoder_is_new, _ = initial_model(given, len(BANDS))
     frozen = model.encoder.encoder.stages[0][0].dwconv.weight.detach().clone()
-    worker = _Worker(model, how, given.data.augment, scaled, torch.device("cpu"), 0, 1)
+    worker = _Worker(model, given, scaled, torch.device("cpu"), 0, 1)
     worker.begin_adaptation()
     with torch.no_grad():
         variance = model.encoder(torch.from_numpy(scaled.astype(np.float32))).var((0, 1))

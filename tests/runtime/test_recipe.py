@@ -117,6 +117,7 @@ def test_packaged_recipes_are_valid(name: str) -> None:
         (["model.stages=[3, 4]"], "model.stages"),
         (["model.stages=[4, 4]"], "each once, coarse first"),
         (["model.stages=[5]"], "model.stages"),
+        (["model.stages=[4, 3]", "model.step=1"], "model.step is for one grid scale"),
         (["model.family=mae_vit"], "model.size atto is none of mae_vit"),
         (["model.family=mae_vit", "model.size=tiny", "model.stages=[4]"], "model.stages is for model.family mp_mae"),
     ],

@@ -59,7 +59,7 @@ class Selection:
     @property
     def channels(self) -> int:
         """Channels of the exported layers."""
-        return sum(layer.channels for layer in self.codec.layers(self.layers))
+        return sum(channels for _, channels in self.codec.spec.embedding_shapes(self.layers))
 
     @property
     def tile_bytes(self) -> int:

@@ -168,7 +168,7 @@ def _collection(selection: Selection) -> dict[str, Any]:
 def _codec_links(selection: Selection, codec: Codec) -> list[dict[str, str]]:
     binary = "application/octet-stream"
     model = f"Codec {codec.id[:12]}: model, input, layers, lineage"
-    tables = f"Entropy tables and medians of codec {codec.id[:12]}: payload.md says how they give embeddings"
+    tables = f"Entropy tables, medians and transform of codec {codec.id[:12]}: payload.md says how they give embeddings"
     decoder = f"First decoder layer of codec {codec.id[:12]}, for heads that use it"
     return [
         _link("emb:model", selection.codec_url(codec), title=model),

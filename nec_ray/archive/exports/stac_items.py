@@ -96,7 +96,7 @@ def _properties(row: dict[str, Any], selection: Selection, base: str) -> dict[st
             "rel": "about",
             "href": f"{base}/payload.md",
             "type": "text/markdown",
-            "title": "Payload format: embedding = decoded symbol + the channel's median",
+            "title": "Payload format: how decoded symbols give embeddings",
         },
     }
     properties["nec:codec_id"] = row["codec_id"]
