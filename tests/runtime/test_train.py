@@ -44,10 +44,11 @@ def recipe(catalog: Path, **train_section: object) -> Recipe:
     return Recipe.model_validate(
         {
             "data": {"catalog": str(catalog), "size": 32, "max_tiles": 320},
-            "model": {"size": "micro", "patch": 8, "depth": 2},
+            "model": {"size": "micro", "patch": 8, "depth": 2, "step": 0.8},
             "train": {
                 "pretrain_epochs": 3,
                 "adapt_epochs": 3,
+                "adapt_mask_ratio": 0.5,
                 "trainable": "all",
                 "batch_size": 32,
                 "checkpoint_every": 1,
@@ -87,6 +88,13 @@ def test_a_run_learns_and_leaves_a_codec_that_codes_real_tiles(run: Path, catalo
     assert 0.2 < scaled.std() < 3
     symbols = Embedder(codec).symbols(pixels)
     np.testing.assert_array_equal(codec.decompress(codec.compress(symbols)), symbols)
+    latents = Embedder(codec).latents(pixels)
+    assert codec.transform is not None
+    # Each axis is rounded, and the axes are all of the channels.
+    error = np.sqrt(((codec.dequantise(symbols) - latents) ** 2).mean())
+    assert 0.1 * codec.transform.step < error < 0.36 * codec.transform.step
+    spread = codec.transform.forward(latents).std(axis=(0, 1))
+    assert spread[0] > 2 * spread[-1]
 
 
 @pytest.mark.slow
