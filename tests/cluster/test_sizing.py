@@ -71,9 +71,8 @@ def test_inputs_agree_with_the_code_and_the_other_pages() -> None:
     assert INPUTS["commit_s"] == COMMIT_SECONDS
     assert INPUTS["pack_bytes"] == MAX_BYTES
     assert INPUTS["tile_km"] == pytest.approx(INPUTS["tile_px"] * 10 / 1000)
-    codec, pull = ((DOCS / name).read_text() for name in ("codec-speed.md", "pull-speed.md"))
-    [bits] = re.findall(r"^\| encode, a codec trained on AID \|.*\| ([0-9.]+) \|$", codec, re.MULTILINE)
-    [(tokens, channels)] = re.findall(r"the codec trained on AID, (\d+) x (\d+)", codec)
-    assert INPUTS["payload_bytes"] == round(int(tokens) * int(channels) * float(bits) / 8)
+    card, pull = ((DOCS / name).read_text() for name in ("../data/rgb_codec.md", "pull-speed.md"))
+    [size] = re.findall(r"and (\d+) bytes a tile of AID for the first one, two and three", card)
+    assert INPUTS["payload_bytes"] == int(size)
     [column_bytes] = re.findall(r"the columns that a pull needs take (\d+) bytes a tile", pull)
     assert INPUTS["pull_index_bytes"] == int(column_bytes)
