@@ -283,6 +283,18 @@ def test_masks_that_do_not_fit_their_image_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "large", rows, "32 x 48 pixels do not fit")
 
 
+def test_windows_at_the_edges_may_be_left_out_of_the_archive(tmp_path: Path) -> None:
+    """Of an image of 30 x 21 pixels the windows of 8 that are whole, as Potsdam's scenes of 6,000 are cut by 512."""
+    ids = [f"a/y{y:05}_x{x:05}" for y in (0, 8, 16) for x in (0, 8)]
+    rows = rows_of(ids, ["/i/a.jpg"] * 6)
+    values = np.random.default_rng(0).integers(0, 2, (30, 21)).astype(np.uint8)
+    png(tmp_path / "m" / "a.png", values)
+    masks = read_masks(str(tmp_path / "m"), rows, rows)
+    for tile_id, mask in zip(masks.tile_ids, masks.masks, strict=True):
+        y, x = int(tile_id[3:8]), int(tile_id[10:15])
+        np.testing.assert_array_equal(mask[:8, :8], values[y : y + 8, x : x + 8])
+
+
 def test_ambiguous_masks_are_refused(tmp_path: Path) -> None:
     made = folder(tmp_path / "m", np.eye(8, dtype=np.uint8))
     tiff(made / "t03.tif", np.eye(8, dtype=np.uint8))
