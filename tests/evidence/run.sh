@@ -11,8 +11,12 @@ dubai=$(cd "$2" && pwd)
 mkdir -p "$3"
 cd "$3"
 [ -e aid.parquet ] || nec tiles build "$aid" --licence "research use (AID)" --out aid.parquet
-[ -e dubai.parquet ] || nec tiles build "$dubai" --tile-size 128 --out dubai.parquet
+[ -e dubai.parquet ] || {
+    nec tiles build "$dubai" --tile-size 128 --out dubai-all.parquet
+    python "$here/images_only.py" dubai-all.parquet dubai.parquet
+}
 ln -sfn "$dubai" dubai-masks
+cp "$here/dubai_classes.json" . # those of the data set name other colours than its masks have
 
 [ -e pre/weights.safetensors ] || nec train "$recipe" --set data.catalog=aid.parquet --set train.adapt_epochs=0 --out pre
 adapt() { # folder, recipe, catalog, then settings
