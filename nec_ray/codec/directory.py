@@ -67,7 +67,6 @@ class Codec:
         self.transform = transform
         self._coder = PayloadCoder(tables, spec.layers)
         self._scales = scales_of(spec.grid, spec.layers)
-        self._rows = _embedding_rows(spec)
         self._pool = pool
 
     def __repr__(self) -> str:
@@ -176,8 +175,11 @@ class Codec:
 
         The mean over the tokens of each scale, along the principal axes of the calibration tiles' means.
         """
-        mean = _means(parts_of(self.dequantise(symbols)), self._rows, np.float32) - self._pool["pool_center"]
-        scaled = np.rint(mean @ self._pool["pool_basis"])
+        if self.transform is None:
+            mean = _means(parts_of(self.dequantise(symbols)), [scale.rows for scale in self._scales], np.float32)
+        else:  # the mean's embedding is the embeddings' mean
+            mean = self.transform.inverse(np.mean(symbols, axis=1, dtype=np.float64))
+        scaled = np.rint((mean - self._pool["pool_center"]) @ self._pool["pool_basis"])
         return np.clip(scaled, -127, 127).astype(np.int8)
 
     def pool_axes(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -489,13 +491,6 @@ def _means(
     for latent, row in zip(latents, rows, strict=True):
         means[:, row] = latent.mean(axis=1, dtype=dtype)
     return means
-
-
-def _embedding_rows(spec: CodecSpec) -> list[npt.NDArray[np.int64]]:
-    """Which of the embedding's channels each grid scale has."""
-    if spec.width is not None:
-        return [np.arange(spec.width)]
-    return [scale.rows for scale in scales_of(spec.grid, spec.layers)]
 
 
 def _pool_axes(
