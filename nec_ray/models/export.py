@@ -145,7 +145,7 @@ def _latents(
         for start in range(0, len(pixels), batch):
             part = torch.from_numpy(np.array(pixels[start : start + batch], np.float32))
             latents = parts_of(model.encoder((part - mean) / std))
-            parts.append([model.transformed(latent).numpy() for latent in latents])
+            parts.append([model.coordinates(latent).numpy() for latent in latents])
     return [np.concatenate(scale) for scale in zip(*parts, strict=True)]
 
 

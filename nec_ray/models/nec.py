@@ -192,7 +192,7 @@ class NeuralEmbeddingCompressor(nn.Module):
             kept: (batch,) numbers of the first layers that are kept; all where it is None.
             generator: of the noise.
         """
-        parts = [self.transformed(part) for part in parts_of(latent)]
+        parts = [self.coordinates(part) for part in parts_of(latent)]
         device = parts[0].device
         with torch.autocast(device.type, enabled=False):
             medians = torch.split(self.bottleneck._get_medians()[:, 0, 0].detach(), self.widths)
@@ -213,13 +213,13 @@ class NeuralEmbeddingCompressor(nn.Module):
                 coded = [coded[0] @ self.basis + self.center]
             return joined(coded), torch.cat([part.flatten() for part in bits]).mean()
 
-    def transformed(self, latent: Tensor) -> Tensor:
+    def coordinates(self, latent: Tensor) -> Tensor:
         """What is rounded of a latent (batch, tokens, channels) of one scale: its coordinates, or the latent itself."""
         if self.basis is None or self.center is None:
             return latent
         with torch.autocast(latent.device.type, enabled=False):
-            coordinates: Tensor = (latent.float() - self.center) @ (self.basis.T / self.basis[0].square().sum())
-            return coordinates
+            found: Tensor = (latent.float() - self.center) @ (self.basis.T / self.basis[0].square().sum())
+            return found
 
     def _bits(self, coded: Sequence[Tensor]) -> list[Tensor]:
         """Bits of each element of the scales' latents."""

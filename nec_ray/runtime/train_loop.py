@@ -223,6 +223,7 @@ class _Worker:
         total = how.adapt_epochs if adapting else how.pretrain_epochs
         done = epoch - how.pretrain_epochs if adapting else epoch
         peak = how.adapt_lr if adapting else how.lr
+        mask_ratio = how.adapt_mask_ratio if adapting and how.adapt_mask_ratio is not None else how.mask_ratio
         order = np.random.default_rng([how.seed, epoch, self._rank]).permutation(len(self._pixels))
         batch = min(how.batch_size // self._world, len(self._pixels))
         steps = len(self._pixels) // batch
@@ -243,7 +244,7 @@ class _Worker:
             sums += gradients(
                 self._wrapped,
                 inputs,
-                mask_ratio=how.mask_ratio if how.adapt_mask_ratio is None or not adapting else how.adapt_mask_ratio,
+                mask_ratio=mask_ratio,
                 beta=how.beta if adapting else None,
                 generator=generator,
                 accumulate=how.accumulate,

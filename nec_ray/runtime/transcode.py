@@ -286,7 +286,7 @@ def _requantise(_payloads: Payloads, symbols: Arrays, source: Codec, target: Cod
     moved = target.quantise(joined(old))
     made = target.compress(moved, threads=threads)
     new = parts_of(target.dequantise(moved))
-    if source.transform is not None:
+    if source.transform is not None or target.transform is not None:
         loss = _loss_of_embeddings(old[0], new[0])
     else:
         error = sum(float(np.sum((a.astype(np.float64) - b) ** 2)) for a, b in zip(old, new, strict=True))

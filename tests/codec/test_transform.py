@@ -1,5 +1,6 @@
 """Codecs that round coordinates along some axes: against the same computed with the axes by hand."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -118,8 +119,6 @@ def broken(what: str) -> dict[str, npt.NDArray[np.float32]]:
 
 @pytest.mark.parametrize("what", ["skew", "length", "nothing", "infinite", "wide", "few", "missing"])
 def test_what_is_no_transform_is_refused(codec: Codec, tmp_path: Path, what: str) -> None:
-    import hashlib
-
     data = {name: codec.file(name) for name in codec.spec.files}
     (tmp_path / "tables.safetensors").write_bytes(data["tables.safetensors"])
     tables = {k: v for k, v in load_file(tmp_path / "tables.safetensors").items() if not k.startswith("transform_")}

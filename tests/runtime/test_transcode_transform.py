@@ -45,6 +45,21 @@ def test_the_first_layers_are_the_first_bytes(tmp_path: Path) -> None:
     assert done.loss.distortion == pytest.approx(distortion_by_hand(whole, left), rel=1e-4)
 
 
+def test_channels_go_under_a_few_axes(tmp_path: Path) -> None:
+    """From a codec without a transform to the first layer of one with: what no axis holds is lost, and counted once."""
+    made = filled_archive(tmp_path)
+    square = make_transform(width=24, step=0.5)
+    make_codec(tmp_path / "with", layers=(8, 16), transform=square)
+    truncate_codec(load_codec(tmp_path / "with"), 1, tmp_path / "cut")
+    cut = load_codec(tmp_path / "cut")
+    done = transcode(all_rows(made), made.store, made.codec, cut)
+    ids = sorted(made.symbols)
+    old = np.stack([made.symbols[t] for t in ids]) + made.codec.tables.median.astype(float)
+    found = cut.decompress([payloads(made, done)[t] for t in ids])
+    new = found.astype(float) @ square.basis[:8] + square.center
+    assert done.loss.distortion == pytest.approx(distortion_by_hand(old, new), rel=1e-4)
+
+
 def test_tiles_of_other_channels_are_not_transcoded(tmp_path: Path) -> None:
     """30 channels of an embedding do not become 24 without one."""
     make_codec(tmp_path / "with", layers=(8, 16), transform=FINE)
