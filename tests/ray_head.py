@@ -1,5 +1,6 @@
 """Ray's head with its job server, in processes of its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,11 +27,40 @@ class RayHead:
     """What Prometheus would read."""
     environment: dict[str, str]
     """Of commands that are to reach it."""
+    address: str
+    """Of drivers on this machine."""
+
+
+def _autoscaling(gcs: int, workers: int) -> dict[str, object]:
+    """A cluster of up to so many nodes of one core, which Ray's own stand-in for a cloud starts on this machine."""
+    provider: dict[str, object] = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{gcs}"}
+    provider |= {"use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True}
+    types = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": workers},
+    }
+    empty = ("head_start_ray_commands", "worker_start_ray_commands", "setup_commands", "initialization_commands")
+    empty += ("head_setup_commands", "worker_setup_commands", "cluster_synced_files", "file_mounts_sync_continuously")
+    return {name: [] for name in empty} | {
+        "cluster_name": "tests",
+        "max_workers": workers,
+        "upscaling_speed": 1,
+        "idle_timeout_minutes": 0.1,
+        "provider": provider,
+        "auth": {"ssh_user": "nobody"},
+        "docker": {},
+        "file_mounts": {},
+        "available_node_types": types,
+        "head_node_type": "ray.head.default",
+    }
 
 
 @contextmanager
-def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
-    """Start a head with these variables, on ports of its own; `ray.init` would give its agent a fixed one."""
+def ray_head(cpus: int, environment: Mapping[str, str], *, autoscale: int = 0) -> Iterator[RayHead]:
+    """Start a head with these variables, on ports of its own; `ray.init` would give its agent a fixed one.
+
+    With `autoscale` an autoscaler starts up to so many nodes of one core when they are asked for, and ends idle ones.
+    """
     folder = tempfile.mkdtemp(prefix="nec-ray-")  # short, since paths of sockets may have 107 characters
     gcs, dashboard, agent, client, metrics = free_ports(5)
     url = f"http://127.0.0.1:{dashboard}"
@@ -39,6 +69,11 @@ def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
     start = f"ray start --head --block --num-cpus={cpus} --node-ip-address=127.0.0.1 --temp-dir={folder} --port={gcs}"
     start += f" --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --ray-client-server-port={client}"
     start += f" --metrics-export-port={metrics} --min-worker-port=0 --max-worker-port=0 --disable-usage-stats"
+    if autoscale:
+        config = Path(folder) / "autoscaling.json"
+        config.write_text(json.dumps(_autoscaling(gcs, autoscale)))
+        start += f" --autoscaling-config={config}"
+        variables |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     with subprocess.Popen(start.split(), env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
         try:
             deadline = time.monotonic() + 600
@@ -46,7 +81,9 @@ def ray_head(cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
                 assert head.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.3)
-            yield RayHead(url, f"http://127.0.0.1:{metrics}/metrics", variables | {"RAY_ADDRESS": url})
+            yield RayHead(
+                url, f"http://127.0.0.1:{metrics}/metrics", variables | {"RAY_ADDRESS": url}, f"127.0.0.1:{gcs}"
+            )
         finally:
             head.terminate()  # which ends what it has started, and nothing else
             head.wait(120)

@@ -4,12 +4,15 @@ import io
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from nec_ray.errors import NecError, RunError
-from nec_ray.runtime.stop import take_sigterm_back
+from nec_ray.runtime.stop import check_stop, take_sigterm_back
+
+_LOG = logging.getLogger(__name__)
 
 NODE_ENVIRONMENT = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 """Of the processes that start Ray's nodes. Encoders take all of a node's workers by Ray's count, one a core, so that it
@@ -61,6 +64,43 @@ def connect() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def asked_for(cores: int, gpus: int, seconds: float) -> Iterator[None]:
+    """Ask the cluster's autoscaler for nodes, and wait until they have joined; afterwards they are not asked for any more.
+
+    Args:
+        cores: of all nodes together.
+        gpus: of all nodes together; with both 0 nothing is asked for.
+        seconds: how long to wait for them; after that the block begins with what there is.
+
+    Raises:
+        RunError: not a core came.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    if not cores and not gpus:
+        yield
+        return
+    request_resources(bundles=[{"CPU": 1}] * cores + [{"GPU": 1}] * gpus)
+    try:
+        started = time.monotonic()
+        while True:
+            waited = time.monotonic() - started
+            there = ray.cluster_resources()
+            came = {"cores": int(there.get("CPU", 0)), "gpus": int(there.get("GPU", 0))}
+            if (came["cores"] >= cores and came["gpus"] >= gpus) or waited > seconds:
+                break
+            check_stop()
+            time.sleep(1)
+        if not came["cores"]:
+            raise RunError(f"no core has joined the cluster in {seconds:g} s; see what its autoscaler says")
+        _LOG.info("nodes came", extra={"facts": {**came, "seconds": waited}})
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 RETRIES = 2

@@ -33,6 +33,7 @@ from nec_ray.storage import Store
 from nec_ray.tiles import OrderedTiles, read_pixels
 
 COMMIT_SECONDS = 30.0
+WAIT_SECONDS = 900.0
 _ZSTD_TILES = 200
 """Tiles on which the size of zstd-compressed pixels is measured."""
 
@@ -109,6 +110,9 @@ def encode(
     commit_seconds: float = COMMIT_SECONDS,
     shard_tiles: int = SHARD_TILES,
     encoders_per_gpu: int = 1,
+    cores: int = 0,
+    gpus: int = 0,
+    wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
 ) -> Account:
     """Encode the tiles of a catalog that the archive lacks; the same call again goes on after any stop.
@@ -124,6 +128,9 @@ def encode(
         commit_seconds: how often finished shards are committed.
         shard_tiles: tiles a shard.
         encoders_per_gpu: models that share one GPU.
+        cores: that the cluster's autoscaler is asked for, until the run ends.
+        gpus: likewise.
+        wait_seconds: how long to wait for all of these before beginning with what there is.
         progress: called after every shard.
 
     Raises:
@@ -147,9 +154,12 @@ def encode(
             if local:
                 receipts = serially(run.plan.shards(), run.codec, run.store)
             else:
-                from nec_ray.runtime.pipeline import on_ray
+                from nec_ray.runtime.pipeline import Ask, on_ray
 
-                receipts = on_ray(run.plan.shards(), run.codec, run.store, workers, encoders_per_gpu=encoders_per_gpu)
+                ask = Ask(cores, gpus, wait_seconds)
+                receipts = on_ray(
+                    run.plan.shards(), run.codec, run.store, workers, encoders_per_gpu=encoders_per_gpu, ask=ask
+                )
             committer.run(receipts)
         return _account(run, committer, time.monotonic() - started)
 

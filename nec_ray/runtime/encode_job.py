@@ -8,7 +8,7 @@ from pydantic import Field
 
 from nec_ray.config import Section, check, read_toml, schema
 from nec_ray.errors import BadRecipe
-from nec_ray.runtime.encode import COMMIT_SECONDS
+from nec_ray.runtime.encode import COMMIT_SECONDS, WAIT_SECONDS
 from nec_ray.runtime.plan import SHARD_TILES
 
 _WHAT = "encode job"
@@ -29,6 +29,12 @@ class EncodeJob(Section):
     """Encoder processes; one a core, or `encoders_per_gpu` a GPU where there are any, if not given."""
     encoders_per_gpu: int = Field(default=1, ge=1, le=64)
     """Models that share one GPU."""
+    cores: int = Field(default=0, ge=0)
+    """That the cluster's autoscaler is asked for while the run lasts; without, the run takes the nodes that are there."""
+    gpus: int = Field(default=0, ge=0)
+    """Likewise."""
+    wait_seconds: float = Field(default=WAIT_SECONDS, ge=0)
+    """How long to wait for these cores and GPUs; after that the run begins with what there is."""
     retry_failed: bool = False
     """Encode failed tiles again."""
     commit_seconds: float = Field(default=COMMIT_SECONDS, ge=0)

@@ -1,7 +1,7 @@
 """Encoding on Ray Data: shards -> pixels (CPU tasks) -> symbols, payloads, packs (an elastic actor pool).
 
 The plan is run in waves, so that neither the driver nor the object store ever holds more of it than one; a wave's pool
-is sized by the nodes that are there when it begins. Shards that a wave could not finish are looked into one by one
+is sized by the nodes that are there when it begins, and grows with those that were asked for. Shards that a wave could not finish are looked into one by one
 (isolate.py).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from nec_ray.codec import Codec
 from nec_ray.errors import RunError
-from nec_ray.runtime.cluster import RETRIES, broke_off, connect, raise_own, ray_data
+from nec_ray.runtime.cluster import RETRIES, asked_for, broke_off, connect, raise_own, ray_data
 from nec_ray.runtime.isolate import isolate
 from nec_ray.runtime.messages import from_ipc, shard_message, shard_of, to_ipc
 from nec_ray.runtime.plan import Shard
@@ -41,10 +41,26 @@ there is a GPU: both take and give shard messages."""
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Nodes that the cluster's autoscaler is to bring."""
+
+    cores: int = 0
+    gpus: int = 0
+    seconds: float = 0
+    """How long to wait for all of them before beginning with what there is."""
+
+
+NOTHING = Ask()
+
+
+@dataclass(frozen=True)
 class Pool:
-    """Encoder actors that fit the cluster."""
+    """Encoder actors: their number, and what each of them holds."""
 
     size: int
+    """As many as fit the cluster now."""
+    most: int
+    """As many as fit once all nodes have come."""
     cpus: float
     gpus: float
 
@@ -56,6 +72,7 @@ def on_ray(
     workers: int | None,
     *,
     encoders_per_gpu: int = 1,
+    ask: Ask = NOTHING,
     stages: Stages | None = None,
 ) -> Iterator[Receipt]:
     """Receipts of shards as they are finished, in no order.
@@ -66,15 +83,16 @@ def on_ray(
         store: the archive.
         workers: encoder actors; one a core, or `encoders_per_gpu` a GPU where there are any, if it is None.
         encoders_per_gpu: models that share one GPU.
+        ask: what the cluster's autoscaler is asked for.
         stages: other steps than reading and encoding, for measuring.
 
     Raises:
         RunError: the cluster has too few cores, or lost its workers too often.
     """
-    with connect():
+    with connect(), asked_for(ask.cores, ask.gpus, ask.seconds):
         for first in shards:
-            pool = _pool(workers, encoders_per_gpu)
-            tiles = _WAVE_TILES * max(1, pool.size // 8)
+            pool = _pool(workers, encoders_per_gpu, ask)
+            tiles = _WAVE_TILES * max(1, pool.most // 8)
             wave = {s.id: s for s in chain([first], islice(shards, tiles // max(1, first.rows.num_rows)))}
             yield from _finish(wave, codec, store, pool, stages or (_Read, _Encode))
 
@@ -102,7 +120,7 @@ def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: St
     from ray.data import ActorPoolStrategy
 
     read, encode = stages
-    size = min(pool.size, len(shards))
+    most = min(pool.most, len(shards))
     messages = [shard_message(shard) for shard in shards]
     # A dropped block is a shard without a receipt: it is isolated. A pool may hang with -1 (ray-project/ray #62746).
     with ray_data(lost_blocks=max(_LOST_SHARDS, int(_LOST_SHARE * len(shards)))):
@@ -112,7 +130,7 @@ def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: St
             encode,
             fn_constructor_args=(store.url, codec.id, pool.gpus > 0),
             batch_size=1,
-            compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
+            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(pool.size, most)),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
             max_task_retries=RETRIES,
@@ -171,18 +189,26 @@ class _Encode:
         return {"id": [receipt.shard_id], "rows": [to_ipc(receipt.rows)], "worker": [self._worker]}
 
 
-def _pool(workers: int | None, encoders_per_gpu: int) -> Pool:
+def _pool(workers: int | None, encoders_per_gpu: int, ask: Ask) -> Pool:
     import ray
 
     there = ray.cluster_resources()
     cores, gpus = float(there.get("CPU", 0)), float(there.get("GPU", 0))
     cpus = _GPU_ENCODER_CPUS if gpus else _ENCODER_CPUS
-    most = int((cores - _READER_CPUS) // cpus)
-    wanted = workers or (int(gpus * encoders_per_gpu) if gpus else int(cores))
-    if wanted > most:
-        needed = wanted * cpus + _READER_CPUS
-        raise RunError(f"{wanted} encoders need {needed:g} cores, Ray has {cores:g}; use --workers {most}")
-    if gpus and wanted > gpus * encoders_per_gpu:
-        most = int(gpus * encoders_per_gpu)
-        raise RunError(f"{wanted} encoders need more GPUs than the {gpus:g} there are; use --workers {most}")
-    return Pool(wanted, cpus, 1 / encoders_per_gpu if gpus else 0)
+
+    def encoders(cores: float, gpus: float) -> tuple[int, int]:
+        """As many as there are by themselves, and at most."""
+        fit = int((cores - _READER_CPUS) // cpus)
+        return (int(gpus * encoders_per_gpu), min(fit, int(gpus * encoders_per_gpu))) if gpus else (int(cores), fit)
+
+    now, later = encoders(cores, gpus), encoders(max(cores, ask.cores), max(gpus, ask.gpus) if gpus else 0)
+    if later[1] < 1:
+        raise RunError("Ray has no core for an encoder; add nodes, or ask the autoscaler for them (`cores` of the job)")
+    wanted = workers or later[0]
+    if wanted > later[1]:
+        needed = f"{wanted * cpus + _READER_CPUS:g} cores" + (
+            f" and {wanted / encoders_per_gpu:g} GPUs" if gpus else ""
+        )
+        there_are = f"{cores:g}" + (f" and {gpus:g}" if gpus else "")
+        raise RunError(f"{wanted} encoders need {needed}, Ray has {there_are}; use --workers {later[1]}")
+    return Pool(max(1, min(wanted, now[1])), wanted, cpus, 1 / encoders_per_gpu if gpus else 0)

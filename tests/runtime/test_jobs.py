@@ -127,6 +127,33 @@ def test_an_encoding_job_logs_and_counts_and_ends_with_its_account(work: Path, h
 
 
 @pytest.mark.slow
+def test_nodes_that_are_asked_for_come_and_go(work: Path) -> None:
+    """Ray's autoscaler, with its own stand-in for a cloud: none but the head before the job and after it."""
+    count = "import ray; ray.init(log_to_driver=False); print(int(ray.cluster_resources().get('CPU', 0)), 'cores')"
+    with ray_head(0, {"PYTHONPATH": str(ROOT)}, autoscale=2) as head:
+        client = JobSubmissionClient(head.url)
+
+        def cores() -> int:
+            counted = client.submit_job(entrypoint=f'{sys.executable} -c "{count}"')
+            finish(head, counted)
+            found = re.search(r"^(\d+) cores$", client.get_job_logs(counted), re.MULTILINE)
+            assert found
+            return int(found[1])
+
+        assert cores() == 0
+        code, lines = finish(head, client.submit_job(entrypoint=job(work, "none", shard_tiles=8)))
+        assert (code, lines[-1]["error"]) == (75, "RunError")
+        asked = job(work, "grown", shard_tiles=8, cores=2, wait_seconds=300)
+        code, lines = finish(head, client.submit_job(entrypoint=asked))
+        assert (code, lines[-1]["missing"]) == (0, 0), lines
+        assert [line["cores"] for line in lines if line.get("event") == "nodes came"] == [2]
+        assert hashes(work / "grown") == hashes(work / "whole")
+        deadline = time.monotonic() + 120
+        while cores():
+            assert time.monotonic() < deadline, "idle nodes stay"
+
+
+@pytest.mark.slow
 def test_exit_codes_tell_what_running_again_would_do(work: Path, head: RayHead) -> None:
     client = JobSubmissionClient(head.url)
     final = client.submit_job(entrypoint=job(work, "final", catalog=str(work / "none.parquet")))
