@@ -38,7 +38,7 @@ def describe(archive: Archive) -> dict[str, Any]:
     for row in codecs:
         spec = archive_codec(store, row["codec_id"]).spec
         row |= {"family": spec.family, "encoder_id": spec.encoder_id, "layers": len(spec.layers)}
-        row["channels"], row["grid"] = spec.channels, list(spec.token_grid)
+        row["channels"], row["grid"] = spec.width or spec.channels, list(spec.token_grid)
     box = [totals.pop(edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
     times = [totals.pop(name) for name in ("first", "last")]
     return {

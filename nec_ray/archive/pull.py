@@ -21,11 +21,11 @@ class Pull:
 
     tile_ids: list[str]
     symbols: Arrays
-    """int32 (tiles, tokens, channels), exactly what the encoder produced; where the pulled layers are of several grid
-    scales, a tuple of one such array a scale, coarse first."""
+    """int32 (tiles, tokens, channels), exactly what was coded, of each tile by its own codec; where the pulled layers
+    are of several grid scales, a tuple of one such array a scale, coarse first."""
     embeddings: Arrays
     """float32, of the shape of the symbols: symbols plus the channels' medians. Of codecs with a transform, always of
-    all the encoder's channels (`CodecSpec.width`)."""
+    all the encoder's channels (`CodecSpec.width`), and the same on all machines but for a float's last bits."""
     grid: tuple[int, int]
     """Token rows and columns: token `r * cols + c` is row r, column c. The finest one where there are several."""
     encoder_id: str

@@ -43,8 +43,9 @@ def similar(archive: "Archive", like: Any, k: int, condition: str, columns: Sequ
 
 
 def pool_kind(codec: Codec) -> Hashable:
-    """What codecs share whose pooled vectors can be compared: the encoder and the axes."""
-    return (codec.encoder_id, *(axes.tobytes() for axes in codec.pool_axes()))
+    """What codecs share whose pooled vectors can be compared: the encoder, the axes, and what is left out."""
+    coded = codec.spec.channels if codec.transform else None
+    return (codec.encoder_id, coded, *(axes.tobytes() for axes in codec.pool_axes()))
 
 
 def _of_tile(archive: "Archive", tile_id: str) -> tuple[str, npt.NDArray[np.float64]]:

@@ -71,14 +71,16 @@ class Codec:
 
     def __repr__(self) -> str:
         rows, cols = self.spec.token_grid
-        return f"<Codec {self.id[:12]}: {self.spec.family}, {rows}x{cols} tokens x {self.spec.channels} channels>"
+        channels = self.spec.width or self.spec.channels
+        return f"<Codec {self.id[:12]}: {self.spec.family}, {rows}x{cols} tokens x {channels} channels>"
 
     def _repr_html_(self) -> str:
         rows, cols = self.spec.grid
+        channels = self.spec.width or self.spec.channels
         facts: list[tuple[str, object]] = [
             ("family", self.spec.family),
             ("input", f"{', '.join(self.spec.input.bands)}, {self.spec.input.size} pixels a side"),
-            ("embedding", f"{rows} x {cols} tokens of {self.spec.channels} channels, {len(self.spec.layers)} layers"),
+            ("embedding", f"{rows} x {cols} tokens of {channels} channels, {len(self.spec.layers)} layers"),
             ("encoder", self.encoder_id[:12]),
         ]
         return facts_html(f"Codec {self.id[:12]}", facts)

@@ -108,6 +108,11 @@ class CodecSpec(_Closed):
         """Symbols of a tile, of all layers."""
         return sum(layer.tokens * layer.channels for layer in self.layers)
 
+    @property
+    def values(self) -> int:
+        """Numbers of a tile's embedding: as many as symbols, or more where the codec's channels are coordinates."""
+        return sum(tokens * channels for tokens, channels in self.embedding_shapes())
+
     def embedding_shapes(self, count: int | None = None) -> list[tuple[int, int]]:
         """Tokens and channels of what the first `count` layers, all where it is None, decode to, of each grid scale.
 

@@ -23,11 +23,11 @@ Array = npt.NDArray[np.generic]
 class EntropyTables:
     """Integer frequency tables, one channel after the other; schemas/payload.md says how they are used.
 
-    A symbol is `round(latent - median)`. There are three kinds of channels. A dense one codes every symbol: entry
-    of its table stands for one symbol or, where it is wide, for the next `2**shift` ones, of which the low bits are
-    coded raw. A sparse one, nearly always 0, codes runs of zeros by its run table and the symbols between them by its
-    table. A dead one has no table and all its symbols are 0. A symbol outside its table is coded as the nearest one
-    inside and corrected by an escape.
+    A symbol is `round(latent - median)`, or a rounded coordinate of it (transform.py). There are three kinds of
+    channels. A dense one codes every symbol: an entry of its table stands for one symbol or, where it is wide, for the
+    next `2**shift` ones, of which the low bits are coded raw. A sparse one, nearly always 0, codes runs of zeros by its
+    run table and the symbols between them by its table. A dead one has no table and all its symbols are 0. A symbol
+    outside its table is coded as the nearest one inside and corrected by an escape.
     """
 
     precision: int

@@ -17,6 +17,9 @@ _CENTER = "transform_center"
 _SKEW = 1e-3
 """Of axes that should be orthogonal, in float32."""
 
+_LARGEST = 1e9
+"""Of an axis or the centre: any symbol has an embedding then that is a float32."""
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -37,13 +40,19 @@ class Transform:
     def forward(self, embeddings: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Coordinates float64 (tiles, tokens, channels) of embeddings (tiles, tokens, width).
 
-        In float64, so that which symbol is nearest does not hang on the order in which a machine adds.
+        In float64, so that which symbol is nearest does not hang on the order in which a machine adds, unless two are
+        equally near. A coordinate depends on its own axis alone: the first ones are those of `first`.
         """
-        return (embeddings - self.center.astype(np.float64)) @ (self.basis.astype(np.float64).T / self.step**2)
+        basis = self.basis.astype(np.float64)
+        return (embeddings - self.center.astype(np.float64)) @ (basis.T / np.sum(basis**2, axis=1))
 
-    def inverse(self, symbols: npt.NDArray[Any]) -> Floats:
-        """Embeddings float32 (..., width) of symbols (..., channels), or of the first channels: the others are 0."""
-        return symbols.astype(np.float32) @ self.basis[: symbols.shape[-1]] + self.center
+    def inverse(self, symbols: npt.NDArray[Any], dtype: type[np.floating[Any]] = np.float32) -> npt.NDArray[Any]:
+        """Embeddings (..., width) of symbols (..., channels), or of the first channels: the others are 0.
+
+        A float's last bits hang on the order in which a machine adds: only symbols are the same everywhere.
+        """
+        basis, center = self.basis.astype(dtype, copy=False), self.center.astype(dtype, copy=False)
+        return symbols.astype(dtype) @ basis[: symbols.shape[-1]] + center
 
     def first(self, channels: int) -> "Transform":
         """That of the first channels."""
@@ -55,13 +64,13 @@ class Transform:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> "Transform | None":
-        """The reverse of `to_tensors`; None where there is no transform: not there, not finite, not orthogonal."""
+        """The reverse of `to_tensors`; None where there is no transform: not there, too large, not orthogonal."""
         basis, center = tensors.get(_BASIS), tensors.get(_CENTER)
         if basis is None or center is None or not basis.dtype == center.dtype == np.float32:
             return None
         if basis.ndim != 2 or center.shape != basis.shape[1:] or not basis.shape[0] <= basis.shape[1]:
             return None
-        if not (np.all(np.isfinite(basis)) and np.all(np.isfinite(center))):
+        if not max(np.abs(basis).max(), np.abs(center).max()) <= _LARGEST:
             return None
         found = cls(basis, center)
         products = basis.astype(np.float64) @ basis.astype(np.float64).T

@@ -171,7 +171,7 @@ def score_latents(
         "balanced_accuracy": scores.balanced_accuracy,
         "majority": scores.majority,
         "tiles": len(known),
-        "bytes_per_tile": 4 * codec.spec.symbols,  # coarse tokens stand in `x` more than once
+        "bytes_per_tile": 4 * codec.spec.values,  # coarse tokens stand in `x` more than once
     }
 
 

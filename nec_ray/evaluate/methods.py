@@ -51,8 +51,8 @@ class Coded:
     """What a consumer has of the labelled tiles."""
 
     x: Floats
-    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out; several
-    grid scales are on the finest of their grids. Where
+    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out
+    (with a transform all of them); several grid scales are on the finest of their grids. Where
     the consumer trains the encoder: its input, pixels (tiles, bands, size, size) in the source's units."""
     bytes_per_tile: float
     """Mean of the bytes that are fetched for a tile."""
@@ -95,8 +95,9 @@ class Encodings:
             return self._code_pixels(method, read_catalog(method.catalog), codec)
         latents = self.uncompressed(method.catalog, codec)
         if isinstance(method, Uncompressed):
-            values = sum(tokens * channels for tokens, channels in codec.spec.embedding_shapes())
-            return Coded(latents, latents.itemsize * values, 0, None)  # coarse tokens stand there more than once
+            return Coded(
+                latents, latents.itemsize * codec.spec.values, 0, None
+            )  # coarse tokens stand there more than once
         coder = _embedding_coder(method, latents[~self._labels.is_test])
         out, total = np.empty_like(latents), 0
         for number, tile in enumerate(latents):
@@ -110,7 +111,7 @@ class Encodings:
         found: dict[str, Any] = {
             "bytes_per_tile": coded.bytes_per_tile,
             "shared_bytes": coded.shared_bytes,
-            "bits_per_channel": 8 * coded.bytes_per_tile / codec.spec.symbols,
+            "bits_per_channel": 8 * coded.bytes_per_tile / codec.spec.values,
             "bits_per_pixel": coded.bits_per_pixel,
             "codec_id": codec.id,
             "encoder_id": codec.spec.encoder_id,

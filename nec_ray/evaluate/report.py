@@ -151,7 +151,7 @@ def _distortion(document: Row, summary: Sequence[Row], curves: Mapping[str, Sequ
             picture(
                 lambda path: draw_rate_distortion(rows, curves, "", path, small=True),
                 "Signal to noise of embeddings against bits a channel",
-                "Of test tiles; layers that were left out count as their medians.",
+                "Of test tiles; layers that were left out count as their medians, or 0 along axes.",
             )
         )
     pulled = [row for row in document["results"] if row["kind"] == "nec"]

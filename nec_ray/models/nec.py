@@ -143,13 +143,19 @@ class NeuralEmbeddingCompressor(nn.Module):
             mean: (channels,) of the latent's tokens.
             covariance: float64 (channels, channels) of them.
             step: between two values of a coordinate, in units of the channels' root mean square deviation.
+
+        Raises:
+            InputError: the latent does not vary.
         """
         assert self.basis is not None
         assert self.center is not None
+        deviation = covariance.diagonal().mean().sqrt()
+        if not deviation > 0:
+            raise InputError("the encoder gives the same embedding for everything; check the weights (model.init)")
         _, axes = torch.linalg.eigh(covariance)
         axes = axes.T.flip(0)
         axes *= axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()  # one sign everywhere
-        self.basis.copy_(axes * (step * covariance.diagonal().mean().sqrt()))
+        self.basis.copy_(axes * (step * deviation))
         self.center.copy_(mean)
 
     def forward(

@@ -68,7 +68,7 @@ def connect() -> Iterator[None]:
 
 @contextmanager
 def asked_for(cores: int, gpus: int, seconds: float) -> Iterator[None]:
-    """Ask the cluster's autoscaler for nodes, and wait until they have joined; afterwards they are not asked for any more.
+    """Ask the cluster's autoscaler for nodes, and wait until they have joined; after the block they may go.
 
     Args:
         cores: of all nodes together.

@@ -30,7 +30,7 @@ class EncodeJob(Section):
     encoders_per_gpu: int = Field(default=1, ge=1, le=64)
     """Models that share one GPU."""
     cores: int = Field(default=0, ge=0)
-    """That the cluster's autoscaler is asked for while the run lasts; without, the run takes the nodes that are there."""
+    """That the cluster's autoscaler is asked for while the run lasts; 0 takes the nodes that are there."""
     gpus: int = Field(default=0, ge=0)
     """Likewise."""
     wait_seconds: float = Field(default=WAIT_SECONDS, ge=0)

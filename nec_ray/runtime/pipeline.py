@@ -1,8 +1,8 @@
 """Encoding on Ray Data: shards -> pixels (CPU tasks) -> symbols, payloads, packs (an elastic actor pool).
 
 The plan is run in waves, so that neither the driver nor the object store ever holds more of it than one; a wave's pool
-is sized by the nodes that are there when it begins, and grows with those that were asked for. Shards that a wave could not finish are looked into one by one
-(isolate.py).
+is sized by the nodes that are there when it begins, and grows with those that were asked for. Shards that a wave could
+not finish are looked into one by one (isolate.py).
 """
 
 import os

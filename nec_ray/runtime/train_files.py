@@ -76,10 +76,8 @@ def claim(recipe: Recipe, catalog: Catalog, store: Store, *, restart: bool) -> N
         clear(store, (RAY, RAY_PRETRAINING, TENSORBOARD, CODEC), (METRICS, INPUT, WEIGHTS, *pictures))
     elif store.exists(RECIPE):
         found = json.loads(store.read(RECIPE))
-        if found != wanted:
-            changed = [
-                f"{s}.{k}" for s, keys in wanted.items() for k, v in keys.items() if found.get(s, {}).get(k) != v
-            ]
+        changed = [f"{s}.{k}" for s, keys in wanted.items() for k, v in keys.items() if found.get(s, {}).get(k) != v]
+        if changed:
             raise BadRecipe(
                 f"{store.url}: a run of another recipe ({', '.join(changed)}); give another --out, or --restart"
             )

@@ -29,7 +29,7 @@ from nec_ray.storage import Store
 CHUNK_TILES = 4096
 """Tiles of a task, and of a pack."""
 _SYMBOLS = 1 << 22
-"""Symbols that are decoded at a time."""
+"""Symbols, or numbers of embeddings, that are decoded at a time."""
 _WAVE = 64
 """Chunks whose index rows are in Ray's memory at a time."""
 
@@ -41,7 +41,7 @@ class Loss:
     The distortion is the relative mean squared error `sum((old - new)^2) / sum((old - mean)^2)` over all tokens and
     channels of the old embeddings, `mean` being each channel's over these tiles: the share of the embeddings' variance
     that is lost. 0 is none, 1 as much as were every token replaced by the mean one. Channels that are left out
-    count as their median. Loss before, of the old embeddings to the encoder's latents, is not in it.
+    count as their median, axes as 0. Loss before, of the old embeddings to the encoder's latents, is not in it.
     """
 
     tokens: int | npt.NDArray[np.float64]
@@ -142,7 +142,7 @@ def transcode(
     loss, prefix = Loss.none(source.spec.width or source.spec.channels), is_prefix(target, source)
     wanted = references([ids[i] for i in valid], rows["payload"].take(pa.array(valid)))
     for batch in fetch(store, wanted):
-        step = max(1, _SYMBOLS // source.spec.symbols)
+        step = max(1, _SYMBOLS // max(source.spec.symbols, source.spec.values))
         for start in range(0, len(batch.number), step):
             numbers = valid[batch.number[start : start + step]]
             given = batch.payloads[start : start + step]
@@ -275,10 +275,12 @@ def _cut(payloads: Payloads, symbols: Arrays, source: Codec, target: Codec, _thr
 
 def _requantise(_payloads: Payloads, symbols: Arrays, source: Codec, target: Codec, threads: int | None) -> _Made:
     """Embeddings moved to the other codec's medians, rounded again as the encoder's latents are, and coded."""
+    # In float64: on the same axes with twice the step every second symbol lies between two.
+    exact = source.transform.inverse(symbols, np.float64) if source.transform else source.dequantise(symbols)
     old = [
         part[:, :, :channels]
         for part, (_, channels) in zip(
-            parts_of(source.dequantise(symbols)),
+            parts_of(exact),
             target.spec.embedding_shapes(),
             strict=False,  # maybe fewer
         )
@@ -308,7 +310,7 @@ def _loss(source: Codec, symbols: Arrays, target: Codec, error: float) -> Loss:
     return Loss(tokens, error + float(squares[left_out].sum()), total, squares)
 
 
-def _loss_of_embeddings(old: npt.NDArray[np.float32], new: npt.NDArray[np.float32]) -> Loss:
+def _loss_of_embeddings(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> Loss:
     """Loss of tiles whose embeddings (tiles, tokens, channels) were `old` and are `new`."""
     flat = old.reshape(-1, old.shape[2]).astype(np.float64)
     error = float(np.sum((old.astype(np.float64) - new) ** 2))

@@ -78,6 +78,7 @@ def pack(made: Made, tile_ids: list[str], status: list[str] | None = None, seed:
     """Write a pack of random symbols; its index rows."""
     rows = index_rows(tile_ids, made.codec.id, status)
     symbols = laplacian_symbols(np.random.default_rng(seed), SCALES, len(tile_ids), TOKENS)
+    symbols = np.ascontiguousarray(symbols[:, :, : made.codec.spec.channels])
     payloads: list[bytes | None] = list(made.codec.compress(symbols))
     for i, one in enumerate(rows["status"].to_pylist()):
         if one == "valid":

@@ -8,7 +8,7 @@ import pytest
 from nec_ray.archive import open_archive
 from nec_ray.archive.layout import install_codec
 from nec_ray.archive.verify import verify
-from nec_ray.codec import load_codec
+from nec_ray.codec import load_codec, truncate_codec
 from nec_ray.errors import MixedCodecs
 from nec_ray.models.dataset import torch_dataset
 from tests.archive.make import Made, filled_archive, pack
@@ -51,3 +51,17 @@ def test_codecs_with_and_without_a_transform_are_not_mixed(tmp_path: Path) -> No
     with pytest.raises(MixedCodecs, match="coded by a transform, some are not"):
         open_archive(made.url).pull()
     assert open_archive(made.url).pull(tile_ids=["s0", "s1"]).embeddings.shape == (2, 16, 24)
+
+
+def test_vectors_of_fewer_axes_are_not_ranked_with_those_of_all(tmp_path: Path) -> None:
+    """A tile's own first axes may be less like it than another tile is."""
+    made = filled_archive(tmp_path, transform=TRANSFORM)
+    truncate_codec(made.codec, 1, tmp_path / "cut")
+    cut = load_codec(tmp_path / "cut")
+    install_codec(made.store, cut)
+    whole, made.codec = made.codec.id, cut
+    made.index.append(made.index.version(), pack(made, ["s0", "s1"]))
+    archive = open_archive(made.url)
+    with pytest.raises(MixedCodecs, match="2 kinds"):
+        archive.similar("t000", 2)
+    assert len(archive.similar("t000", 2, where=f"codec_id = '{whole}'")) == 2

@@ -46,6 +46,8 @@ def test_embeddings_of_a_prefix_have_all_channels(codec: Codec, channels: int) -
 def test_a_codec_declares_what_its_embeddings_are(codec: Codec) -> None:
     assert codec.spec.width == 30
     assert codec.spec.embedding_shapes() == codec.spec.embedding_shapes(1) == [(16, 30)]
+    assert codec.spec.values == 16 * 30
+    assert "4x4 tokens x 30 channels" in repr(codec)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -74,6 +76,15 @@ def test_a_cut_decodes_to_the_same_coarser_embeddings(codec: Codec, tmp_path: Pa
     assert np.array_equal(cut.dequantise(symbols[:, :, :14]), codec.dequantise(symbols[:, :, :14]))
     assert np.array_equal(cut.pool(symbols[:, :, :14]), codec.pool(symbols[:, :, :14]))
     assert is_prefix(cut, codec)
+
+
+def test_coordinates_of_a_prefix_are_the_first_ones() -> None:
+    """Though the axes' lengths differ a little, as those of float32 do."""
+    stretch = np.random.default_rng(4).uniform(0.9999, 1.0001, (24, 1)).astype(np.float32)
+    transform = replace(TRANSFORM, basis=TRANSFORM.basis * stretch)
+    embeddings = np.random.default_rng(5).normal(0, 9, (2, 3, 30))
+    whole = transform.forward(embeddings)
+    np.testing.assert_allclose(transform.first(7).forward(embeddings), whole[:, :, :7], rtol=0, atol=1e-9)
 
 
 def test_other_axes_are_no_prefix(codec: Codec, tmp_path: Path) -> None:
@@ -107,6 +118,8 @@ def broken(what: str) -> dict[str, npt.NDArray[np.float32]]:
         basis *= 0
     elif what == "infinite":
         center[2] = np.inf
+    elif what == "huge":
+        basis *= np.float32(1e30)
     elif what == "wide":
         basis, center = np.pad(basis, ((0, 0), (0, 1))), np.pad(center, (0, 1))
     elif what == "few":
@@ -117,7 +130,7 @@ def broken(what: str) -> dict[str, npt.NDArray[np.float32]]:
     return found
 
 
-@pytest.mark.parametrize("what", ["skew", "length", "nothing", "infinite", "wide", "few", "missing"])
+@pytest.mark.parametrize("what", ["skew", "length", "nothing", "infinite", "huge", "wide", "few", "missing"])
 def test_what_is_no_transform_is_refused(codec: Codec, tmp_path: Path, what: str) -> None:
     data = {name: codec.file(name) for name in codec.spec.files}
     (tmp_path / "tables.safetensors").write_bytes(data["tables.safetensors"])

@@ -81,7 +81,7 @@ class FromPixels:
         if not isinstance(self.source, CodecEncoder):
             return {"bytes_per_tile": None, "encoder_id": None}
         spec = load_codec(self.source.codec).spec
-        return {"bytes_per_tile": 4.0 * spec.symbols, "encoder_id": spec.encoder_id}
+        return {"bytes_per_tile": 4.0 * spec.values, "encoder_id": spec.encoder_id}
 
     def features(self, seed: int) -> tuple[Floats, Floats]:
         """Mean features float32 (samples, dim) of the training and test samples; with random weights, of a seed."""
