@@ -39,8 +39,8 @@ def _autoscaling(gcs: int, workers: int) -> dict[str, object]:
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": workers},
     }
-    empty = ("head_start_ray_commands", "worker_start_ray_commands", "setup_commands", "initialization_commands")
-    empty += ("head_setup_commands", "worker_setup_commands", "cluster_synced_files", "file_mounts_sync_continuously")
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    empty = [f"{kind}_commands" for kind in commands] + ["cluster_synced_files", "file_mounts_sync_continuously"]
     return {name: [] for name in empty} | {
         "cluster_name": "tests",
         "max_workers": workers,
