@@ -19,6 +19,7 @@ from nec_ray.models.segmentation import UPSAMPLING, PixelHead
 
 _EPS = 1e-6
 _DOUBLINGS = int(math.log2(UPSAMPLING))
+_LEAST = 16
 Grid = tuple[int, int]
 """Token rows and columns."""
 
@@ -34,23 +35,24 @@ class UNetDecoder(nn.Module):
         classes: number of classes.
         doublings: how often the result is doubled in size behind the finest scale, as at the other scales but with
             nothing to put beside it, and half of the channels.
+        least: channels of any step; a scale of few would leave no room for the coarser ones, as a LayerNorm of one
+            channel leaves nothing of it.
 
     Raises:
         InputError: no scales, or a size below 1.
     """
 
-    def __init__(self, channels: Sequence[int], classes: int, doublings: int = 0) -> None:
+    def __init__(self, channels: Sequence[int], classes: int, doublings: int = 0, least: int = 1) -> None:
         super().__init__()
         if not channels or min(channels) < 1 or classes < 1:
             raise InputError(f"channels {tuple(channels)} and {classes} classes: give 1 or more of each")
         self.channels = tuple(channels)
-        widths = [channels[-1], *(2 * width for width in reversed(channels[:-1]))]  # of what each step gets
-        self.up = nn.ModuleList(
-            ConvNormGelu(width, finer) for width, finer in zip(widths[:-1], reversed(channels[:-1]), strict=True)
-        )
-        last = max(1, channels[0] // 2)
-        self.last = ConvNormGelu(widths[-1], last)
-        wide = [max(1, last >> n) for n in range(doublings + 1)]
+        self.up, given = nn.ModuleList(), channels[-1]
+        for finer in reversed(channels[:-1]):
+            self.up.append(ConvNormGelu(given, max(least, finer)))
+            given = max(least, finer) + finer
+        wide = [max(least, (channels[0] // 2) >> n) for n in range(doublings + 1)]
+        self.last = ConvNormGelu(given, wide[0])
         self.beyond = nn.ModuleList(ConvNormGelu(a, b) for a, b in pairwise(wide))
         self.head = nn.Conv2d(wide[-1], classes, 1)
         for module in self.modules():
@@ -106,7 +108,7 @@ class UNetHead(PixelHead):
         self.channels = tuple(channels)
         self.grids = tuple(grids)
         self._finest_first = sorted(range(len(grids)), key=lambda scale: -math.prod(grids[scale]))
-        self.decoder = UNetDecoder([channels[i] for i in self._finest_first], classes, _DOUBLINGS)
+        self.decoder = UNetDecoder([channels[i] for i in self._finest_first], classes, _DOUBLINGS, _LEAST)
 
     def features(self, embeddings: Tokens) -> Tokens:
         """Tokens before standardisation: those of embeddings as they come from the archive, of each scale."""
