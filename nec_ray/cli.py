@@ -79,6 +79,13 @@ class Task(StrEnum):
     segmentation = "segmentation"
 
 
+class Decoder(StrEnum):
+    """What a segmentation head is."""
+
+    nec = "nec"
+    unet = "unet"
+
+
 class DecoderLayer(StrEnum):
     """What a head does with the codec's first decoder layer."""
 
@@ -385,6 +392,13 @@ def head(
         str | None,
         typer.Option(help="Values or colours of the classes of masks (JSON); classes.json beside them if not given."),
     ] = None,
+    decoder: Annotated[
+        Decoder | None,
+        typer.Option(
+            help="Of segmentation: nec, the NEC paper's, or unet; a U-Net where several grid scales are pulled, if not "
+            "given."
+        ),
+    ] = None,
     decoder_layer: Annotated[
         DecoderLayer, typer.Option(help="Use the codec's first decoder layer.")
     ] = DecoderLayer.none,
@@ -404,6 +418,7 @@ def head(
             out,
             task=task.value,
             classes=classes,
+            decoder=decoder.value if decoder else None,
             decoder_layer=decoder_layer.value,
             layers=layers,
             where=where,

@@ -2,7 +2,7 @@
 
 from nec_ray.codec.directory import Codec, load_codec, load_codec_cached, load_spec_cached, write_codec
 from nec_ray.codec.payload import PayloadCoder, Payloads
-from nec_ray.codec.scales import Arrays, Scale, joined, parts_of, scales_of
+from nec_ray.codec.scales import Arrays, Scale, joined, of_tiles, parts_of, scales_of
 from nec_ray.codec.spec import CodecSpec, InputSpec, LayerSpec, Lineage
 from nec_ray.codec.tables import EntropyTables
 from nec_ray.codec.transform import Transform
@@ -25,6 +25,7 @@ __all__ = [
     "load_codec",
     "load_codec_cached",
     "load_spec_cached",
+    "of_tiles",
     "parts_of",
     "scales_of",
     "truncate_codec",

@@ -55,6 +55,11 @@ def parts_of(arrays: Arrays) -> tuple[Any, ...]:
     return tuple(arrays) if isinstance(arrays, tuple | list) else (arrays,)
 
 
+def of_tiles(arrays: Arrays, which: Any) -> Arrays:
+    """The arrays, or tensors, of some tiles: `which` are their numbers, a mask or a slice."""
+    return joined(part[which] for part in parts_of(arrays))
+
+
 def joined(parts: Iterable[Any]) -> Arrays:
     """The reverse of `parts_of`: the array, or tensor, itself where there is one."""
     found = tuple(parts)

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from nec_ray.archive import Archive, open_archive
-from nec_ray.codec import Codec, load_codec
+from nec_ray.codec import Arrays, Codec, load_codec, of_tiles, parts_of
 from nec_ray.errors import InputError
 from nec_ray.evaluate.bench import machine
 from nec_ray.evaluate.consumer import read_tile_labels, read_tile_masks, score_latents, train_on_labels
 from nec_ray.evaluate.equal_bytes import draw_equal_bytes, sample_tiles, write_sample
 from nec_ray.evaluate.experiment import (
+    OF_HEADS,
+    OF_MASKS,
     Embeddings,
     Experiment,
     Method,
@@ -32,7 +34,6 @@ from nec_ray.evaluate.experiment import (
     trains_encoder,
 )
 from nec_ray.evaluate.finetune import evaluate_pixels, segment_pixels
-from nec_ray.evaluate.fitting import Floats
 from nec_ray.evaluate.head import score
 from nec_ray.evaluate.label_shares import choose_labelled, with_test
 from nec_ray.evaluate.labels import Labels
@@ -43,9 +44,10 @@ from nec_ray.evaluate.rate_accuracy import draw_label_efficiency, draw_rate_accu
 from nec_ray.evaluate.report import REPORT_HTML, write_report
 from nec_ray.evaluate.savings import MEASURES, savings_rows
 from nec_ray.evaluate.segment import evaluate_segmentation, predict_classes
+from nec_ray.models.dataset import on_finest
 from nec_ray.models.embed import first_decoder_layer
 from nec_ray.models.head_files import load_head
-from nec_ray.models.segmentation import SegmentationHead
+from nec_ray.models.segmentation import PixelHead, SegmentationDecoder
 
 RESULTS_JSON, HEADS, MASKS = "results.json", "heads", "masks"
 MASKS_PNG, LABELS_PNG = "masks.png", "label_efficiency.png"
@@ -96,9 +98,9 @@ class _Work:
     def scores(self, task: Task, seed: int, share: float, folder: Path) -> dict[str, Any]:
         """Do one task with a share of the labels; the head of an archive's embeddings is written to `folder`."""
         used = choose_labelled(self.labels, share, seed)
-        known, x = self.labels.pick(used), self.coded.x[used]
-        if isinstance(known, Masks) and task == "segmentation":
-            return self._segment(known, x, seed, folder)
+        known, x = self.labels.pick(used), of_tiles(self.coded.x, used)
+        if isinstance(known, Masks) and task in OF_MASKS:
+            return self._segment(known, x, OF_MASKS[task], seed, folder)
         if task == "retrieval":
             return self._retrieve()
         assert isinstance(known, Labels)  # the experiment has checked
@@ -118,12 +120,15 @@ class _Work:
         true = mean_tokens(self.encodings.uncompressed(self.method.catalog, self.codec))
         return {"recall": retrieval_recall(x[~test], x[test], true[~test], true[test], self.experiment.retrieval_k)}
 
-    def _on_archive(self, known: Labels | Masks, seed: int, folder: Path) -> dict[str, Any]:
+    def _on_archive(
+        self, known: Labels | Masks, seed: int, folder: Path, decoder: SegmentationDecoder | None = None
+    ) -> dict[str, Any]:
         assert isinstance(self.method, Embeddings)
         return train_on_labels(
             self.archive,
             known,
             folder,
+            decoder=decoder,
             decoder_layer=self.method.decoder_layer,
             layers=self.method.layers,
             where=self.experiment.where,
@@ -131,7 +136,7 @@ class _Work:
             seed=seed,
         )
 
-    def _head(self, known: Labels, x: Floats, seed: int, folder: Path) -> dict[str, Any]:
+    def _head(self, known: Labels, x: Arrays, seed: int, folder: Path) -> dict[str, Any]:
         how: dict[str, Any] = {"epochs": self.experiment.epochs, "seed": seed}
         y, test = known.target, known.is_test
         if isinstance(self.method, Embeddings):
@@ -139,23 +144,27 @@ class _Work:
         if trains_encoder(self.method):
             classes = len(known.classes)
             return asdict(evaluate_pixels(x[~test], y[~test], x[test], y[test], self.codec, classes=classes, **how))
-        return score_latents(x, known, self.codec, **how)
+        return score_latents(on_finest(x, self.coded.grids), known, self.codec, **how)
 
-    def _segment(self, known: Masks, x: Floats, seed: int, folder: Path) -> dict[str, Any]:
+    def _segment(
+        self, known: Masks, x: Arrays, decoder: SegmentationDecoder, seed: int, folder: Path
+    ) -> dict[str, Any]:
         """Scores, and under `prediction` what was said of the `sample_tiles`."""
         test, y = known.is_test, known.masks
         some, shape = sample_tiles(int(test.sum())), (y.shape[1], y.shape[2])
         if isinstance(self.method, Embeddings):
-            scores = self._on_archive(known, seed, folder)
-            head = load_head(folder, lambda: first_decoder_layer(self.codec)).module
-            assert isinstance(head, SegmentationHead)
-            return scores | {"prediction": np.concatenate(list(predict_classes(head, x[test][some], shape)))}
+            scores = self._on_archive(known, seed, folder, decoder)
+            head = load_head(folder, lambda: first_decoder_layer(self.codec))
+            assert isinstance(head.module, PixelHead)
+            drawn = head.as_read(of_tiles(x, np.flatnonzero(test)[some]), self.coded.grids)
+            return scores | {"prediction": np.concatenate(list(predict_classes(head.module, drawn, shape)))}
         how: dict[str, Any] = {"classes": len(known.classes), "epochs": self.experiment.epochs, "seed": seed}
+        how["decoder"] = decoder
         if trains_encoder(self.method):
             found, said = segment_pixels(x[~test], y[~test], x[test], y[test], self.codec, **how)
         else:
-            grid = self.codec.spec.token_grid
-            result = evaluate_segmentation(x[~test], y[~test], x[test], y[test], grid=grid, **how)
+            how |= {"grid": self.codec.spec.token_grid, "grids": self.coded.grids}
+            result = evaluate_segmentation(of_tiles(x, ~test), y[~test], of_tiles(x, test), y[test], **how)
             found, said = result.scores, result.predicted
         return asdict(found) | {"prediction": said[some]}
 
@@ -224,13 +233,14 @@ def _draw(document: dict[str, Any], experiment: Experiment, labels: Labels | Mas
     if any(row["snr_db"] is not None for row in summary):
         draw_rate_distortion(summary, by_curve, experiment.title, out / RATE_DISTORTION_PNG)
     masks = None
-    if isinstance(labels, Masks):
+    of_masks = [task for task in experiment.tasks if task in OF_MASKS]
+    if isinstance(labels, Masks) and of_masks:
         keys: dict[str, str] = {}
         for row in document["results"]:
-            if row["task"] == "segmentation" and row["label_share"] == max(experiment.label_shares):
+            if row["task"] == of_masks[0] and row["label_share"] == max(experiment.label_shares):
                 keys.setdefault(row["method"], row["key"])
         files = {name: out / MASKS / f"{key[:16]}.npz" for name, key in keys.items()}
-        drawn = [row for row in summary if row["task"] == "segmentation"]
+        drawn = [row for row in summary if row["task"] == of_masks[0]]
         masks = draw_equal_bytes(drawn, by_curve, reference_curve(experiment), labels, files, out / MASKS_PNG)
     write_report(document, by_curve, len(labels) - int(labels.is_test.sum()), masks, out / REPORT_HTML)
 
@@ -238,7 +248,7 @@ def _draw(document: dict[str, Any], experiment: Experiment, labels: Labels | Mas
 def _labels(archive: Archive, experiment: Experiment) -> Labels | Masks:
     """Labels, or masks where they are segmented, with the experiment's own split if it has one."""
     found: Labels | Masks
-    if "segmentation" in experiment.tasks:
+    if any(task in OF_MASKS for task in experiment.tasks):
         found = read_tile_masks(archive, str(experiment.labels), experiment.classes, experiment.where)
     else:
         found = read_tile_labels(archive, experiment.labels, experiment.where)
@@ -247,17 +257,17 @@ def _labels(archive: Archive, experiment: Experiment) -> Labels | Masks:
 
 def _bits_by_channel(work: _Work) -> dict[str, list[float]]:
     """Entropy of each channel's symbols over all tiles, bits, by codec id; none where layers were left out."""
-    x, medians = work.coded.x, work.codec.tables.median
-    left_out = isinstance(work.method, Embeddings) and work.method.layers not in {None, len(work.codec.spec.layers)}
-    if left_out or x.shape[2] < len(medians):
+    x, codec = work.coded.x, work.codec
+    left_out = isinstance(work.method, Embeddings) and work.method.layers not in {None, len(codec.spec.layers)}
+    if left_out or sum(part.shape[2] for part in parts_of(x)) < codec.spec.channels:
         return {}
-    symbols = work.codec.quantise(x) if work.codec.transform else np.rint(x - medians)  # coarse scales are enlarged
-    bits = []
-    for channel in range(len(medians)):
-        counts = np.unique(symbols[:, :, channel], return_counts=True)[1]
-        share = counts / counts.sum()
-        bits.append(max(0.0, float(-(share * np.log2(share)).sum())))
-    return {work.codec.id: bits}
+    bits = [0.0] * codec.spec.channels
+    for symbols, scale in zip(parts_of(codec.quantise(x)), codec.scales(), strict=True):
+        for channel, row in enumerate(scale.rows):
+            counts = np.unique(symbols[:, :, channel], return_counts=True)[1]
+            share = counts / counts.sum()
+            bits[row] = max(0.0, float(-(share * np.log2(share)).sum()))
+    return {codec.id: bits}
 
 
 def _runs(method: Method, experiment: Experiment) -> Iterator[tuple[Task, float, int]]:
@@ -273,7 +283,7 @@ def _asked(experiment: Experiment, method: Method, version: int, task: Task, sha
     """All that a score depends on beside the tiles, and that rows say of it."""
     asked = {**method.model_dump(exclude={"name", "curve"}), "version": version, "task": task, "seed": seed}
     asked["label_share"] = share
-    if task in {"head", "segmentation"}:
+    if task in OF_HEADS:
         asked["epochs"] = experiment.epochs
     if task == "retrieval":
         asked["k"] = experiment.retrieval_k

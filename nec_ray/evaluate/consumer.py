@@ -1,6 +1,5 @@
 """What `nec head` does on an archive, and the same head on embeddings that were never compressed."""
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +9,18 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from nec_ray.codec import Codec, parts_of
+from nec_ray.codec import Arrays, Codec, joined, parts_of
 from nec_ray.errors import InputError
 from nec_ray.evaluate.fitting import Floats, Progress
 from nec_ray.evaluate.head import evaluate_embeddings, train_head
 from nec_ray.evaluate.labels import LABEL_ROWS, LabelledTiles, Labels, read_labels
 from nec_ray.evaluate.masks import MASK_ROWS, Masks, read_masks
 from nec_ray.evaluate.multi_label import MultiLabels, read_multi_labels, train_multi_label_head
-from nec_ray.evaluate.segment import train_segmentation_head
-from nec_ray.models.dataset import EmbeddingSource, enlarged_to, valid_rows
+from nec_ray.evaluate.segment import check_decoder, train_segmentation_head
+from nec_ray.models.dataset import EmbeddingSource, on_finest, valid_rows
 from nec_ray.models.embed import Embedder, first_decoder_layer, latent_medians
 from nec_ray.models.head_files import DecoderLayer
+from nec_ray.models.segmentation import SegmentationDecoder
 from nec_ray.tiles import Catalog, read_tiles
 
 _TILES_A_READ = 256
@@ -33,6 +33,7 @@ def train_head_on_archive(
     *,
     task: str = "classification",
     classes: str | os.PathLike[str] | None = None,
+    decoder: SegmentationDecoder | None = None,
     decoder_layer: DecoderLayer = "none",
     layers: int | None = None,
     where: str | None = None,
@@ -50,6 +51,7 @@ def train_head_on_archive(
         where: an SQL condition over `embeddings`: only these tiles are trained on and tested.
         task: `classification`, `multi-label` or `segmentation`.
         classes: path or URL of the list of classes of masks, see `read_masks`.
+        decoder: of segmentation, see `train_segmentation_head`.
         decoder_layer: see `train_head`, like all that follow; the layer itself is taken from the tiles' codec, like
             the medians that stand for the channels which `layers` leaves out.
         layers: see `train_head`.
@@ -65,7 +67,8 @@ def train_head_on_archive(
         InputError: an unknown task, options that contradict each other, or see `train_head`.
         MixedCodecs: see `train_head`.
     """
-    _check_task(task, labels, classes)
+    _check_task(task, labels, classes, decoder)
+    check_decoder(decoder, decoder_layer)  # before masks are read
     how: dict[str, Any] = {"layers": layers, "epochs": epochs, "seed": seed, "progress": progress}
     known: Labels | MultiLabels | Masks
     if task == "classification":
@@ -74,7 +77,7 @@ def train_head_on_archive(
         known = read_multi_labels(str(labels), valid_rows(archive, ["tile_id"], where)["tile_id"].to_pylist())
     else:
         known = read_tile_masks(archive, str(labels), classes, where)
-    return train_on_labels(archive, known, out, decoder_layer=decoder_layer, where=where, **how)
+    return train_on_labels(archive, known, out, decoder=decoder, decoder_layer=decoder_layer, where=where, **how)
 
 
 def train_on_labels(
@@ -82,6 +85,7 @@ def train_on_labels(
     known: Labels | MultiLabels | Masks,
     out: Path,
     *,
+    decoder: SegmentationDecoder | None = None,
     decoder_layer: DecoderLayer = "none",
     layers: int | None = None,
     where: str | None = None,
@@ -98,7 +102,7 @@ def train_on_labels(
             "medians": latent_medians(archive.codecs(where)[0]),
         }
     if isinstance(known, Masks):
-        return train_segmentation_head(archive, known, out, **how)
+        return train_segmentation_head(archive, known, out, decoder=decoder, **how)
     if isinstance(known, MultiLabels):
         return train_multi_label_head(archive, known, out, **how)
     return train_head(archive, known, out, **how)
@@ -136,9 +140,8 @@ def compare_with_uncompressed(
         InputError: the catalog lacks a labelled tile, or its pixels cannot be read.
     """
     known = read_tile_labels(archive, labels, where)
-    return score_latents(
-        uncompressed_latents(known, catalog, codec), known, codec, epochs=epochs, seed=seed, progress=progress
-    )
+    x = on_finest(uncompressed_latents(known, catalog, codec), [scale.grid for scale in codec.scales()])
+    return score_latents(x, known, codec, epochs=epochs, seed=seed, progress=progress)
 
 
 def score_latents(
@@ -183,7 +186,7 @@ def decoder_layer_of(source: EmbeddingSource, where: str | None = None) -> nn.Mo
     return first_decoder_layer(codecs[0])
 
 
-def _check_task(task: str, labels: object, classes: object) -> None:
+def _check_task(task: str, labels: object, classes: object, decoder: object) -> None:
     if task not in {"classification", "multi-label", "segmentation"}:
         raise InputError(f"task {task!r}: use classification, multi-label or segmentation")
     if task == "multi-label" and labels is None:
@@ -192,6 +195,8 @@ def _check_task(task: str, labels: object, classes: object) -> None:
         raise InputError("segmentation needs masks: give --labels a folder of masks or a label GeoTIFF")
     if task != "segmentation" and classes is not None:
         raise InputError("a list of classes is for masks, that is for segmentation; leave it out")
+    if task != "segmentation" and decoder is not None:
+        raise InputError(f"decoder {decoder} is for segmentation; leave it out")
 
 
 def read_tile_labels(archive: EmbeddingSource, labels: str | os.PathLike[str] | None, where: str | None) -> Labels:
@@ -207,27 +212,25 @@ def read_tile_masks(
     return read_masks(masks, valid_rows(archive, MASK_ROWS, where), siblings, classes=classes)
 
 
-def uncompressed_latents(labels: LabelledTiles, catalog: Catalog, codec: Codec) -> Floats:
+def uncompressed_latents(labels: LabelledTiles, catalog: Catalog, codec: Codec) -> Arrays:
     """The encoder's latents before they are rounded, float32 (tiles, tokens, channels) in the labels' order.
 
-    Several grid scales are on the finest grid, as heads read them.
+    Of several grid scales, a tuple of one such array a scale.
 
     Raises:
         InputError: the catalog lacks a labelled tile, or its pixels cannot be read.
     """
     place, rows = labelled_rows(labels, catalog)
     spec, embedder = codec.spec.input, Embedder(codec)
-    scales, grid = codec.scales(), codec.spec.token_grid
-    channels = codec.spec.width or codec.spec.channels
-    out = np.empty((len(place), math.prod(grid), channels), np.float32)
+    out = [np.empty((len(place), *shape), np.float32) for shape in codec.spec.embedding_shapes()]
     for part in parts(rows):
         names = part["tile_id"].to_pylist()
         batch = read_tiles(part, bands=spec.bands, size=spec.size, fill=spec.mean)
         for name, status, reason in zip(names, batch.status, batch.reason, strict=True):
             check_valid(name, status, reason)
-        latents = parts_of(embedder.latents(batch.pixels))
-        out[[place[name] for name in names]] = enlarged_to(grid, latents, [scale.grid for scale in scales])
-    return out
+        for whole, latents in zip(out, parts_of(embedder.latents(batch.pixels)), strict=True):
+            whole[[place[name] for name in names]] = latents
+    return joined(out)
 
 
 def labelled_rows(labels: LabelledTiles, catalog: Catalog) -> tuple[dict[str, int], pa.Table]:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from nec_ray.config import Section, check, read_toml, schema
 from nec_ray.evaluate.baselines.quantised import Precision, Ranges
 from nec_ray.evaluate.baselines.scaling import Depth
+from nec_ray.models.segmentation import SegmentationDecoder
 
 _WHAT = "evaluation"
 
@@ -133,8 +134,11 @@ Method = Annotated[
     Embeddings | Uncompressed | Quantised | PrincipalComponents | Binary | Raw | SourceFiles | Jpeg2000,
     Field(discriminator="kind"),
 ]
-Task = Literal["head", "linear", "knn", "retrieval", "segmentation"]
-_OF_HEADS: frozenset[Task] = frozenset({"head", "segmentation"})
+Task = Literal["head", "linear", "knn", "retrieval", "segmentation", "unet"]
+OF_MASKS: dict[Task, SegmentationDecoder] = {"segmentation": "nec", "unet": "unet"}
+"""Tasks on masks, and the decoder of their head."""
+OF_HEADS: frozenset[Task] = frozenset({"head", *OF_MASKS})
+"""Tasks that train a head on all tokens."""
 _OF_LABELS: frozenset[Task] = frozenset({"head", "linear", "knn"})
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -166,7 +170,8 @@ class Experiment(Section):
     tasks: list[Task] = Field(default=["head"], min_length=1)
     """What is done with the embeddings: `head` trains attention pooling and a linear layer, as the paper; `linear` and
     `knn` classify mean tokens by logistic regression and by neighbours; `retrieval` finds test tiles' neighbours among
-    the training tiles, by mean tokens; `segmentation` trains the paper's decoder on masks."""
+    the training tiles, by mean tokens; `segmentation` trains the paper's decoder on masks, which reads several grid
+    scales on the finest one, `unet` a U-Net, which reads each as it is."""
     retrieval_k: int = Field(default=10, ge=1)
     """Neighbours that are looked for: recall is the share of the uncompressed embeddings' that are found."""
     methods: list[Method] = Field(min_length=1)
@@ -195,13 +200,13 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _names(self) -> "Experiment":
-        if "segmentation" in self.tasks:
+        if of_masks := [task for task in self.tasks if task in OF_MASKS]:
             if self.labels is None:
-                raise ValueError("segmentation needs masks: give labels, a folder of masks or a label GeoTIFF")
+                raise ValueError(f"{of_masks[0]} needs masks: give labels, a folder of masks or a label GeoTIFF")
             if other := [task for task in self.tasks if task in _OF_LABELS]:
-                raise ValueError(f"segmentation has masks, {other[0]} needs a label a tile; make two evaluations")
+                raise ValueError(f"{of_masks[0]} has masks, {other[0]} needs a label a tile; make two evaluations")
         elif self.classes is not None:
-            raise ValueError("classes are for masks: ask for the task segmentation, or leave them out")
+            raise ValueError("classes are for masks: ask for the task segmentation or unet, or leave them out")
         if self.reference is not None and self.reference not in curves(self):
             raise ValueError(f"reference {self.reference!r}: no method has this curve")
         names = [method.name for method in self.methods]
@@ -235,10 +240,13 @@ def trains_encoder(method: Method) -> bool:
 
 
 def tasks_of(method: Method, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that a method is asked to do: behind a layer or encoder that is trained there are only the heads."""
-    if trains_encoder(method) or (isinstance(method, Embeddings) and method.decoder_layer != "none"):
-        return [task for task in tasks if task in _OF_HEADS]
-    return list(tasks)
+    """The tasks that a method is asked to do: behind a layer or encoder that is trained there are only the heads.
+
+    A decoder layer puts all tokens on one grid, and has no U-Net behind it.
+    """
+    if isinstance(method, Embeddings) and method.decoder_layer != "none":
+        return [task for task in tasks if task in OF_HEADS and task != "unet"]
+    return [task for task in tasks if task in OF_HEADS] if trains_encoder(method) else list(tasks)
 
 
 def curves(experiment: Experiment) -> dict[str, list[str]]:

@@ -18,7 +18,8 @@ from nec_ray.evaluate.segment import ClassMap, SegmentationScores, predict_class
 from nec_ray.models.augment import augment
 from nec_ray.models.embed import encoder_of
 from nec_ray.models.heads import ClassificationHead, TokenHead
-from nec_ray.models.segmentation import SegmentationHead, segmentation_loss
+from nec_ray.models.segmentation import PixelHead, SegmentationDecoder, SegmentationHead
+from nec_ray.models.unet import UNetHead
 
 _BATCH = 32
 _STEPS = 1500  # at least, within these epochs, where their number is not given
@@ -119,6 +120,7 @@ def segment_pixels(
     codec: Codec,
     *,
     classes: int,
+    decoder: SegmentationDecoder = "nec",
     epochs: int | None = None,
     seed: int = 0,
 ) -> tuple[SegmentationScores, ClassMap]:
@@ -131,6 +133,7 @@ def segment_pixels(
         test_y: as `train_y`.
         codec: see `evaluate_pixels`.
         classes: number of classes.
+        decoder: of the head.
         epochs: see `evaluate_pixels`.
         seed: see `evaluate_pixels`.
 
@@ -150,11 +153,16 @@ def segment_pixels(
         torch.manual_seed(seed)
         encoder = PixelEncoder(codec, seed)
         channels = encoder.encoder.channels
-        head = SegmentationHead(channels, classes, codec.spec.grid, first_layer=encoder).to(device()).eval()
+        head: PixelHead
+        if decoder == "unet":
+            head = UNetHead([channels], classes, [codec.spec.grid], encoder)
+        else:
+            head = SegmentationHead(channels, classes, codec.spec.grid, first_layer=encoder)
+        head = head.to(device()).eval()
 
         def loss(x: Tensor, tiles: Tensor) -> Tensor:
             true = encoder.turned_alike(masks[tiles].to(x.device))
-            return segmentation_loss(*head.score_both(x), true.long())
+            return head.loss(x, true.long())
 
         _fit(head, train_x, loss, epochs, poly)
     predicted = np.concatenate(list(predict_classes(head, test_x, (test_y.shape[1], test_y.shape[2]))))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from nec_ray.codec import Arrays, joined, parts_of
 from nec_ray.errors import BadLabels, InputError
 from nec_ray.models.dataset import PulledTiles
 from nec_ray.models.head_files import DecoderLayer
@@ -73,8 +74,8 @@ def device() -> torch.device:
 
 def fit(
     head: TokenHead,
-    embeddings: Floats,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    embeddings: Arrays,
+    loss: Callable[[Any, torch.Tensor], torch.Tensor],
     *,
     epochs: int,
     batch: int,
@@ -90,8 +91,8 @@ def fit(
 
     Args:
         head: on the device to train on.
-        embeddings: float32 (tiles, tokens, channels).
-        loss: of features (batch, tokens, channels) and the numbers of their tiles int64 (batch,).
+        embeddings: float32 (tiles, tokens, channels); for a head that reads several grid scales a tuple of such.
+        loss: of features (batch, tokens, channels), or such a tuple, and the numbers of their tiles int64 (batch,).
         epochs: passes over the tiles.
         batch: tiles a step.
         learning_rate: after a warm-up of 5 % of the steps.
@@ -100,20 +101,23 @@ def fit(
         first_layer_rate: learning rate of the layer before the head; `learning_rate` where it is None.
         score_batch: tiles whose features are computed at a time before training.
     """
-    inputs = torch.from_numpy(embeddings)
+    inputs = [torch.from_numpy(part) for part in parts_of(embeddings)]
+    tiles, where = len(inputs[0]), head.mean.device
     with torch.no_grad():
         # Tokens of a trained layer move while it trains; their scale at the start is near enough.
-        features = torch.cat([head.features(x.to(head.mean.device)) for x in torch.split(inputs, score_batch)])
-    head.fit_scale(features)
+        some = [slice(start, start + score_batch) for start in range(0, tiles, score_batch)]
+        found = [parts_of(head.features(joined(part[one].to(where) for part in inputs))) for one in some]
+        features = [torch.cat(scale) for scale in zip(*found, strict=True)]
+    head.fit_scale(joined(features))
     moves = head.first_layer is not None and any(p.requires_grad for p in head.first_layer.parameters())
     data = inputs if moves else features
-    steps = epochs * math.ceil(len(inputs) / batch)
+    steps = epochs * math.ceil(tiles / batch)
     optimiser = torch.optim.AdamW(_groups(head, learning_rate, first_layer_rate or learning_rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps, decay))
     head.train()
     for epoch in range(epochs):
-        for chosen in torch.split(torch.randperm(len(inputs)), batch):
-            x = data[chosen.to(data.device)].to(head.mean.device)
+        for chosen in torch.split(torch.randperm(tiles), batch):
+            x = joined(part[chosen.to(part.device)].to(where) for part in data)
             value = loss(head.features(x) if moves else x, chosen)
             optimiser.zero_grad()
             torch.autograd.backward(value)

@@ -1,6 +1,6 @@
 """What each method leaves of the labelled tiles' embeddings, and the bytes that are fetched for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nec_ray.archive import Archive
-from nec_ray.codec import Codec
+from nec_ray.codec import Arrays, Codec, of_tiles, parts_of
 from nec_ray.evaluate.baselines import (
     EmbeddingCoder,
     PixelCoder,
@@ -35,7 +35,6 @@ from nec_ray.evaluate.experiment import (
 )
 from nec_ray.evaluate.fitting import Floats, align
 from nec_ray.evaluate.labels import LabelledTiles
-from nec_ray.models.dataset import on_one_grid
 from nec_ray.models.embed import Embedder
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, read_catalog, read_native, resize
@@ -50,10 +49,12 @@ _TRAINING_TILES = 64
 class Coded:
     """What a consumer has of the labelled tiles."""
 
-    x: Floats
-    """(tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out
-    (with a transform all of them); several grid scales are on the finest of their grids. Where
-    the consumer trains the encoder: its input, pixels (tiles, bands, size, size) in the source's units."""
+    x: Arrays
+    """Float32 (tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out
+    (with a transform all of them); of several grid scales a tuple of one such array a scale. Where the consumer trains the encoder: its input, pixels
+    (tiles, bands, size, size) in the source's units."""
+    grids: Sequence[tuple[int, int]]
+    """Token rows and columns of each scale."""
     bytes_per_tile: float
     """Mean of the bytes that are fetched for a tile."""
     shared_bytes: int
@@ -71,10 +72,10 @@ class Encodings:
 
     def __init__(self, labels: LabelledTiles) -> None:
         self._labels = labels
-        self._latents: tuple[tuple[str, str, str], Floats] | None = None
+        self._latents: tuple[tuple[str, str, str], Arrays] | None = None
 
-    def uncompressed(self, catalog: str, codec: Codec) -> Floats:
-        """Latents float32 (tiles, tokens, channels) of a codec's encoder; the last ones are kept."""
+    def uncompressed(self, catalog: str, codec: Codec) -> Arrays:
+        """What `uncompressed_latents` gives of a codec's encoder; the last ones are kept."""
         key = (catalog, codec.encoder_id, str(codec.spec.embedding_shapes()))
         if self._latents is None or self._latents[0] != key:
             self._latents = None  # before the next ones: both need not fit into memory
@@ -90,21 +91,19 @@ class Encodings:
         if isinstance(method, Embeddings):
             pull = archive.pull(layers=method.layers, tile_ids=self._labels.tile_ids)
             take = align(archive.url, pull, self._labels.tile_ids)
-            return Coded(on_one_grid(pull)[take], float(pull.n_bytes[take].mean()), 0, None)
+            return Coded(of_tiles(pull.embeddings, take), pull.grids, float(pull.n_bytes[take].mean()), 0, None)
         if isinstance(method, Raw | Jpeg2000 | SourceFiles):
             return self._code_pixels(method, read_catalog(method.catalog), codec)
-        latents = self.uncompressed(method.catalog, codec)
+        latents, grids = self.uncompressed(method.catalog, codec), [scale.grid for scale in codec.scales()]
         if isinstance(method, Uncompressed):
-            return Coded(
-                latents, latents.itemsize * codec.spec.values, 0, None
-            )  # coarse tokens stand there more than once
+            return Coded(latents, grids, sum(part[0].nbytes for part in parts_of(latents)), 0, None)
         coder = _embedding_coder(method, latents[~self._labels.is_test])
         out, total = np.empty_like(latents), 0
         for number, tile in enumerate(latents):
             data = coder.encode(tile)
             total += len(data)
             out[number] = coder.decode(data)
-        return Coded(out, total / len(out), coder.shared_bytes, None)
+        return Coded(out, grids, total / len(out), coder.shared_bytes, None)
 
     def facts(self, method: Method, coded: Coded, codec: Codec) -> dict[str, Any]:
         """What rows of results say of a method whatever is done with its embeddings."""
@@ -119,7 +118,7 @@ class Encodings:
             "snr_db": None,
         }
         if method.catalog is None or trains_encoder(method) or len(codec.scales()) > 1:
-            return found  # of several grid scales, the finest grid would count coarse tokens more than once
+            return found
         test = self._labels.is_test
         whole = coded.x[test]
         missing = codec.tables.median[whole.shape[2] :]
@@ -147,7 +146,8 @@ class Encodings:
             made = pixels if trains_encoder(method) else embedder.latents(pixels)
             out[[place[name] for name in part["tile_id"].to_pylist()]] = made
         n_bytes = total / len(place) if coder else float(source_bytes(catalog, rows).mean())
-        return Coded(out, n_bytes, coder.shared_bytes if coder else 0, 8 * n_bytes / _pixels_per_tile(rows))
+        shared, bits = coder.shared_bytes if coder else 0, 8 * n_bytes / _pixels_per_tile(rows)
+        return Coded(out, [codec.spec.token_grid], n_bytes, shared, bits)
 
     def _fit_pixels(self, method: Raw | Jpeg2000, rows: pa.Table, codec: Codec) -> PixelCoder:
         """Fit a coder to training tiles evenly spaced among their catalog rows."""

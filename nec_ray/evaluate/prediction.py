@@ -9,16 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nec_ray.codec import Arrays, of_tiles
 from nec_ray.errors import InputError
 from nec_ray.evaluate.consumer import decoder_layer_of
 from nec_ray.evaluate.fitting import Floats, Progress, device
 from nec_ray.evaluate.head import predict_logits, predict_proba
 from nec_ray.evaluate.mosaic import MOSAIC_ROWS, ClassMap, plan_mosaic, write_png, written_mosaic
 from nec_ray.evaluate.segment import predict_classes
-from nec_ray.models.dataset import EmbeddingSource, on_one_grid, valid_rows
+from nec_ray.models.dataset import EmbeddingSource, valid_rows
 from nec_ray.models.head_files import HeadSpec, TrainedHead, load_head
 from nec_ray.models.heads import ClassificationHead
-from nec_ray.models.segmentation import SegmentationHead
+from nec_ray.models.segmentation import PixelHead
 from nec_ray.storage import Store
 from nec_ray.tiles.geoparquet import geoparquet_bytes
 
@@ -62,7 +63,7 @@ def predict(
         InputError: no valid tile fits, `out` is not for this kind of head, or the tiles make no mosaic.
     """
     head = load_head(head_dir, lambda: decoder_layer_of(source, where))
-    if isinstance(head.module, SegmentationHead):
+    if isinstance(head.module, PixelHead):
         return _segment(source, head, head.module, where, out, progress)
     assert isinstance(head.module, ClassificationHead)
     if out.suffix.lower() in _GEOTIFF:
@@ -118,7 +119,7 @@ def _several(
 def _segment(
     source: EmbeddingSource,
     head: TrainedHead,
-    module: SegmentationHead,
+    module: PixelHead,
     where: str | None,
     out: Path,
     progress: Progress | None,
@@ -147,7 +148,7 @@ def _segment(
 def _each_map(
     source: EmbeddingSource,
     head: TrainedHead,
-    module: SegmentationHead,
+    module: PixelHead,
     names: Sequence[str],
     put: Callable[[int, ClassMap], None],
     progress: Progress | None,
@@ -158,7 +159,7 @@ def _each_map(
     for tile_ids, embeddings in _pulls(source, head, names, _MAPS_A_PULL):
         tiles = iter(sorted(place[name] for name in tile_ids))
         numbers = np.argsort([place[name] for name in tile_ids], kind="stable")
-        for maps in predict_classes(module, embeddings[numbers]):
+        for maps in predict_classes(module, of_tiles(embeddings, numbers)):
             for one in maps:
                 put(next(tiles), one)
         done += len(tile_ids)
@@ -168,13 +169,11 @@ def _each_map(
 
 def _pulls(
     source: EmbeddingSource, head: TrainedHead, names: Sequence[str], size: int
-) -> Iterator[tuple[list[str], Floats]]:
+) -> Iterator[tuple[list[str], Arrays]]:
     """Tile ids and embeddings, as the head reads them, of `size` tiles at a time."""
     for start in range(0, len(names), size):
         pull = source.pull(layers=head.spec.layers, tile_ids=names[start : start + size])
-        embeddings = on_one_grid(pull)
-        head.check_fits(source.url, pull.encoder_id, embeddings.shape[1], embeddings.shape[2])
-        yield pull.tile_ids, embeddings
+        yield pull.tile_ids, head.embeddings(source.url, pull)
 
 
 def _colours(spec: HeadSpec) -> list[tuple[int, int, int]]:

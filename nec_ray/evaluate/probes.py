@@ -5,6 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from nec_ray.codec import Arrays, parts_of
 from nec_ray.evaluate.fitting import Floats
 from nec_ray.models.threads import one_thread
 
@@ -20,9 +21,12 @@ _ITERATIONS = 1000
 _QUERIES = 256  # compared with all tiles at a time
 
 
-def mean_tokens(x: Floats) -> Floats:
-    """Mean token float32 (tiles, channels) of embeddings (tiles, tokens, channels)."""
-    return x.mean(axis=1)
+def mean_tokens(x: Arrays) -> Floats:
+    """Mean token float32 (tiles, channels) of embeddings (tiles, tokens, channels).
+
+    Of several grid scales, a tuple of such, the scales' mean tokens follow one another.
+    """
+    return np.concatenate([part.mean(axis=1) for part in parts_of(x)], axis=1)
 
 
 def linear_probe(train: Floats, train_y: Targets, test: Floats, classes: int, seed: int = 0) -> Targets:

@@ -19,6 +19,8 @@ NAMES = {
     ("retrieval", "recall"): "recall of neighbours",
     ("segmentation", "mean_iou"): "mean IoU, segmentation",
     ("segmentation", "accuracy"): "pixel accuracy, segmentation",
+    ("unet", "mean_iou"): "mean IoU, U-Net",
+    ("unet", "accuracy"): "pixel accuracy, U-Net",
     ("fine_tuning", "accuracy"): "accuracy, fine-tuning",
     ("linear_first_layer", "accuracy"): "accuracy, linear probe and first layer",
     ("fine_tuning", "map"): "mAP, fine-tuning",

@@ -131,5 +131,7 @@ MEASURES = (
     ("retrieval", "recall"),
     ("segmentation", "mean_iou"),
     ("segmentation", "accuracy"),
+    ("unet", "mean_iou"),
+    ("unet", "accuracy"),
 )
 """What tasks are measured by, in the order of pictures."""

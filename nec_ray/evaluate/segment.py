@@ -5,25 +5,29 @@ is kept is AdamW, its weight decay, a warm-up and the polynomial decay, over as 
 """
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from nec_ray.codec import Arrays, joined, of_tiles, parts_of
 from nec_ray.errors import CodecMismatch, InputError
 from nec_ray.evaluate.fitting import Floats, Front, Progress, align, choose_epochs, device, fit, poly
 from nec_ray.evaluate.mask_pictures import mask_samples
 from nec_ray.evaluate.masks import Masks
 from nec_ray.evaluate.metrics import accuracy, class_iou, confusion_counts, mean_iou
 from nec_ray.evaluate.pictures import confusion_matrix
-from nec_ray.models.dataset import EmbeddingSource, on_one_grid
+from nec_ray.models.dataset import EmbeddingSource, on_finest
 from nec_ray.models.head_files import DecoderLayer, save_head
-from nec_ray.models.segmentation import IGNORED, SegmentationHead, segmentation_loss, to_size
+from nec_ray.models.heads import Tokens
+from nec_ray.models.segmentation import IGNORED, PixelHead, SegmentationDecoder, SegmentationHead, to_size
+from nec_ray.models.unet import Grid, UNetHead
 
 METRICS_JSON = "metrics.json"
 CONFUSION_PNG = "confusion.png"
@@ -59,7 +63,7 @@ class SegmentationScores:
 class SegmentationResult:
     """A trained head, its scores, and what it said of the test tiles."""
 
-    head: SegmentationHead
+    head: PixelHead
     scores: SegmentationScores
     predicted: ClassMap
     """uint8 (test tiles, rows, columns) number of the class, of the masks' size."""
@@ -71,6 +75,7 @@ def train_segmentation_head(
     masks: Masks,
     out: Path,
     *,
+    decoder: SegmentationDecoder | None = None,
     decoder_layer: DecoderLayer = "none",
     first_layer: nn.Module | None = None,
     medians: Floats | None = None,
@@ -88,6 +93,8 @@ def train_segmentation_head(
         source: the archive.
         masks: what `read_masks` gave for its tiles.
         out: folder to write to; made where it is not there.
+        decoder: `nec`, the paper's, which reads several grid scales on the finest one, or `unet`, which reads each as
+            it is; where it is None a U-Net for several grid scales without a decoder layer, otherwise the paper's.
         decoder_layer: see `train_head`, like all that follow.
         first_layer: see `train_head`.
         medians: see `train_head`.
@@ -97,25 +104,27 @@ def train_segmentation_head(
         progress: see `train_head`.
 
     Returns:
-        What metrics.json holds: the `SegmentationScores`, `classes`, and the numbers of tiles and of bytes pulled a
-        tile.
+        What metrics.json holds: the `SegmentationScores`, `classes`, `decoder`, and the numbers of tiles and of bytes
+        pulled a tile.
 
     Raises:
-        InputError: an unknown decoder layer, or options that contradict each other.
+        InputError: an unknown decoder or decoder layer, or options that contradict each other.
         MixedCodecs: the tiles are of several encoders.
         BadLabels: the archive lacks a tile that has a mask.
     """
     Front(decoder_layer, first_layer, medians).check(layers)
+    check_decoder(decoder, decoder_layer)
     pull = source.pull(layers=layers, tile_ids=masks.tile_ids)
-    embeddings = on_one_grid(pull)
     take = align(source.url, pull, masks.tile_ids)
     train, test = take[~masks.is_test], take[masks.is_test]
     result = evaluate_segmentation(
-        embeddings[train],
+        of_tiles(pull.embeddings, train),
         masks.masks[~masks.is_test],
-        embeddings[test],
+        of_tiles(pull.embeddings, test),
         masks.masks[masks.is_test],
         grid=pull.grid,
+        grids=pull.grids,
+        decoder=decoder,
         classes=len(masks.classes),
         decoder_layer=decoder_layer,
         first_layer=first_layer,
@@ -132,8 +141,8 @@ def train_segmentation_head(
         encoder_id=pull.encoder_id,
         layers=layers,
         decoder_layer=decoder_layer,
-        tokens=embeddings.shape[1],
-        channels=embeddings.shape[2],
+        tokens=math.prod(pull.grid),
+        channels=sum(part.shape[2] for part in parts_of(pull.embeddings)),
     )
     scores = result.scores
     metrics = {
@@ -151,6 +160,7 @@ def train_segmentation_head(
         "iou": scores.iou,
         "confusion": scores.confusion,
         "encoder_id": spec.encoder_id,
+        "decoder": "unet" if spec.scales else "nec",
         "decoder_layer": decoder_layer,
         "layers": layers,
         "epochs": result.epochs,
@@ -170,13 +180,30 @@ def train_segmentation_head(
     return metrics
 
 
+def check_decoder(decoder: SegmentationDecoder | None, decoder_layer: DecoderLayer) -> None:
+    """Check that there is such a decoder, and that it goes with a decoder layer.
+
+    Raises:
+        InputError: it does not.
+    """
+    if decoder not in {None, *get_args(SegmentationDecoder)}:
+        raise InputError(f"decoder {decoder!r}: use nec or unet")
+    if decoder == "unet" and decoder_layer != "none":
+        raise InputError(
+            f"decoder layer {decoder_layer} puts all tokens on one grid, a U-Net reads each grid scale as it is; use "
+            "decoder nec, or no decoder layer"
+        )
+
+
 def evaluate_segmentation(
-    train_x: Floats,
+    train_x: Arrays,
     train_y: ClassMap,
-    test_x: Floats,
+    test_x: Arrays,
     test_y: ClassMap,
     *,
-    grid: tuple[int, int],
+    grid: Grid,
+    grids: Sequence[Grid] | None = None,
+    decoder: SegmentationDecoder | None = None,
     classes: int | None = None,
     decoder_layer: DecoderLayer = "none",
     first_layer: nn.Module | None = None,
@@ -188,11 +215,13 @@ def evaluate_segmentation(
     """Train a segmentation head on embeddings and score it: what makes two encodings of the same tiles comparable.
 
     Args:
-        train_x: float32 (tiles, tokens, channels).
+        train_x: float32 (tiles, tokens, channels); of several grid scales a tuple of one such array a scale.
         train_y: uint8 (tiles, rows, columns) class numbers from 0, or `IGNORED`; each tile has a pixel of a class.
-        test_x: float32 (tiles, tokens, channels).
+        test_x: as `train_x`.
         test_y: uint8 (tiles, rows, columns).
-        grid: token rows and columns.
+        grid: token rows and columns; of several grid scales those of the finest.
+        grids: of each scale; `grid` alone where it is None.
+        decoder: see `train_segmentation_head`.
         classes: number of classes; the highest in the masks and one where it is None.
         decoder_layer: see `train_head`, like all that follow.
         first_layer: see `train_head`.
@@ -206,18 +235,28 @@ def evaluate_segmentation(
     """
     front = Front(decoder_layer, first_layer, medians)
     front.check()
-    _check_shapes(train_x, train_y, test_x, test_y, grid, epochs)
+    check_decoder(decoder, decoder_layer)
+    grids = list(grids or [grid])
+    _check_shapes(train_x, train_y, test_x, test_y, grids, epochs)
+    is_unet = decoder == "unet" or (decoder is None and len(grids) > 1 and decoder_layer == "none")
+    if not is_unet:
+        train_x, test_x = (on_finest(x, grids) for x in (train_x, test_x))
     classes = classes or 1 + int(max(y[y != IGNORED].max() for y in (train_y, test_y)))
-    epochs = epochs or choose_epochs(len(train_x), _BATCH, _STEPS, _EPOCHS)
+    epochs = epochs or choose_epochs(len(train_y), _BATCH, _STEPS, _EPOCHS)
     masks = torch.from_numpy(train_y)
     # Convolutions are worth all cores; torch shares them out the same way in every run on a machine.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        channels, layer, padding = front.parts(torch.from_numpy(train_x[:1]).to(device()))
-        head = SegmentationHead(channels, classes, grid, first_layer=layer, padding=padding).to(device())
+        head: PixelHead
+        if is_unet:
+            head = UNetHead([part.shape[2] for part in parts_of(train_x)], classes, grids)
+        else:
+            channels, layer, padding = front.parts(torch.from_numpy(train_x[:1]).to(device()))
+            head = SegmentationHead(channels, classes, grid, first_layer=layer, padding=padding)
+        head = head.to(device())
 
-        def loss(x: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
-            return segmentation_loss(*head.score_both(x), masks[tiles].to(x.device).long())
+        def loss(x: Tokens, tiles: torch.Tensor) -> torch.Tensor:
+            return head.loss(x, masks[tiles].to(head.mean.device).long())
 
         fit(
             head,
@@ -235,22 +274,22 @@ def evaluate_segmentation(
 
 
 @torch.no_grad()
-def predict_classes(
-    head: SegmentationHead, embeddings: Floats, size: tuple[int, int] | None = None
-) -> Iterator[ClassMap]:
+def predict_classes(head: PixelHead, embeddings: Arrays, size: tuple[int, int] | None = None) -> Iterator[ClassMap]:
     """Class numbers uint8 (some tiles, rows, columns) of embeddings (tiles, tokens, channels), in small batches.
 
     Args:
         head: a trained head.
-        embeddings: float32.
+        embeddings: float32; for a U-Net of several grid scales a tuple of one array a scale.
         size: rows and columns wanted, to which logits are brought bilinearly; the head's own, `UPSAMPLING` a token,
             where it is None.
     """
     head.eval()
-    rows, cols = size or (4 * head.grid[0], 4 * head.grid[1])
-    batch = max(1, min(_BATCH, _LOGITS // (head.classes * max(rows * cols, 16 * head.grid[0] * head.grid[1]))))
-    for x in torch.split(torch.from_numpy(embeddings), batch):
-        logits = to_size(head(x.to(head.mean.device)), (rows, cols))
+    size = size or head.size
+    batch = max(1, min(_BATCH, _LOGITS // (head.classes * max(math.prod(size), math.prod(head.size)))))
+    parts = parts_of(embeddings)
+    for start in range(0, len(parts[0]), batch):
+        x = joined(torch.from_numpy(part[start : start + batch]).to(head.mean.device) for part in parts)
+        logits = to_size(head(x), size)
         yield logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
 
 
@@ -279,24 +318,33 @@ def score_segmentation(truth: ClassMap, predicted: ClassMap, train_y: ClassMap, 
 
 
 def _check_shapes(
-    train_x: Floats,
+    train_x: Arrays,
     train_y: ClassMap,
-    test_x: Floats,
+    test_x: Arrays,
     test_y: ClassMap,
-    grid: tuple[int, int],
+    grids: Sequence[Grid],
     epochs: int | None,
 ) -> None:
     if epochs is not None and epochs < 1:
         raise InputError(f"epochs {epochs}: give 1 or more")
     for name, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
-        if x.ndim != 3 or y.ndim != 3 or len(x) != len(y) or not len(x):
+        if y.ndim != 3 or not len(y) or any(part.ndim != 3 or len(part) != len(y) for part in parts_of(x)):
             raise InputError(
-                f"{name} embeddings {x.shape} and masks {y.shape}: give (tiles, tokens, channels), (tiles, rows, cols)"
+                f"{name} embeddings {_shapes(x)} and masks {y.shape}: give (tiles, tokens, channels), (tiles, rows, "
+                "cols)"
             )
-    if train_x.shape[1:] != test_x.shape[1:] or train_y.shape[1:] != test_y.shape[1:]:
-        raise CodecMismatch(f"train and test tiles differ in shape: {train_x.shape[1:]} and {test_x.shape[1:]}")
-    if grid[0] * grid[1] != train_x.shape[1] or train_x.shape[1] < 2:
-        raise InputError(
-            f"{train_x.shape[1]} tokens on a grid of {grid[0]} x {grid[1]}: segmentation needs one token for each "
-            "place of a grid, and two or more"
-        )
+    train_shapes, test_shapes = ([part.shape[1:] for part in parts_of(x)] for x in (train_x, test_x))
+    if train_shapes != test_shapes or train_y.shape[1:] != test_y.shape[1:]:
+        raise CodecMismatch(f"train and test tiles differ in shape: {_shapes(train_x)} and {_shapes(test_x)}")
+    if len(grids) != len(train_shapes):
+        raise InputError(f"{len(train_shapes)} grid scales and {len(grids)} grids: give the grid of each scale")
+    for (rows, cols), (tokens, _) in zip(grids, train_shapes, strict=True):
+        if rows * cols != tokens or max(map(math.prod, grids)) < 2:
+            raise InputError(
+                f"{tokens} tokens on a grid of {rows} x {cols}: segmentation needs one token for each place of a "
+                "grid, and two or more"
+            )
+
+
+def _shapes(x: Arrays) -> str:
+    return " and ".join(str(part.shape) for part in parts_of(x))

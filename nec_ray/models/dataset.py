@@ -3,6 +3,7 @@
 `EmbeddingSource` is what this and the rooms above need of an archive; `nec_ray.open_archive` gives one.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -66,7 +67,7 @@ class EmbeddingSource(Protocol):
 
 
 def on_one_grid(pull: PulledTiles) -> npt.NDArray[np.float32]:
-    """Embeddings (tiles, tokens, channels) on the finest grid: what heads read.
+    """Embeddings (tiles, tokens, channels) on the finest grid: what heads read, but the U-Net.
 
     A coarser scale's token stands at each place that it covers; the channels of the scales follow one another, as
     hypercolumns do (Hariharan et al. 2015, arXiv 1411.5752). Embeddings of one scale are as they are.
@@ -74,14 +75,20 @@ def on_one_grid(pull: PulledTiles) -> npt.NDArray[np.float32]:
     Raises:
         InputError: a coarser grid does not divide the finest one.
     """
-    parts = parts_of(pull.embeddings)
-    return parts[0] if len(parts) == 1 else enlarged_to(pull.grid, parts, pull.grids)
+    return on_finest(pull.embeddings, pull.grids)
+
+
+def on_finest(embeddings: Arrays, grids: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
+    """See `on_one_grid`; of embeddings of scales on `grids`."""
+    return enlarged_to(max(grids, key=math.prod), parts_of(embeddings), grids)
 
 
 def enlarged_to(
     grid: tuple[int, int], parts: Sequence[npt.NDArray[np.float32]], grids: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.float32]:
     """See `on_one_grid`; of arrays (tiles, tokens, channels) on `grids`."""
+    if list(grids) == [grid]:
+        return parts[0]
     rows, cols = grid
     out = np.empty((len(parts[0]), rows, cols, sum(part.shape[2] for part in parts)), np.float32)
     first = 0

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,14 +16,18 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from nec_ray.codec import Arrays, parts_of
 from nec_ray.codec.spec import Sha256, canonical_json
 from nec_ray.errors import CodecMismatch, DataError, InputError, UnsupportedFormat
+from nec_ray.models.dataset import PulledTiles, on_finest
 from nec_ray.models.heads import ClassificationHead, TokenHead
-from nec_ray.models.segmentation import IGNORED, SegmentationHead
+from nec_ray.models.segmentation import IGNORED, PixelHead, SegmentationHead
+from nec_ray.models.unet import UNetHead
 from nec_ray.storage import Store
 
-FORMAT_VERSION = 2
-"""Version 1 had classification heads on whole embeddings or a prefix, not padded; it is read too."""
+FORMAT_VERSION = 3
+"""Version 1 had classification heads on whole embeddings or a prefix, not padded; version 2 had no U-Nets. Both are
+read too."""
 HEAD_TENSORS = "head.safetensors"
 HEAD_JSON = "head.json"
 DecoderLayer = Literal["none", "frozen", "trained"]
@@ -35,12 +39,22 @@ _Side = Annotated[int, Field(ge=1, le=65_536)]
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
+class HeadScale(BaseModel):
+    """One of the grid scales that a U-Net reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grid: tuple[_Side, _Side]
+    """Token rows and columns."""
+    channels: int = Field(ge=1, le=16_384)
+
+
 class HeadSpec(BaseModel):
     """The whole of head.json: what a head was trained for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[1, 2] = 2
+    format_version: Literal[1, 2, 3] = 3
     task: Task = "classification"
     encoder_id: Sha256
     """Encoder whose embeddings it reads; others are refused."""
@@ -48,8 +62,9 @@ class HeadSpec(BaseModel):
     """First layers of a payload that it reads; null for all."""
     decoder_layer: DecoderLayer
     tokens: int = Field(ge=1, le=65_536)
+    """Of the finest grid."""
     channels: int = Field(ge=1, le=16_384)
-    """Channels of the embeddings."""
+    """Channels of the embeddings, of all grid scales together."""
     padding: int = Field(default=0, ge=0, le=16_384)
     """Channels that `layers` leaves out and the head fills in before the decoder layer."""
     features: int = Field(ge=1, le=65_536)
@@ -57,9 +72,11 @@ class HeadSpec(BaseModel):
     heads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Attention heads; not of segmentation."""
     grid: tuple[_Side, _Side] | None = None
-    """Token rows and columns; segmentation only, like all that follow."""
+    """Token rows and columns of the finest grid; segmentation only, like all that follow."""
     width: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Channels of the decoder."""
+    """Channels of the paper's decoder; null for a U-Net."""
+    scales: Annotated[list[HeadScale], Field(min_length=1, max_length=16)] | None = None
+    """What a U-Net reads, in the order in which the embeddings' layers come to them; null for the paper's decoder."""
     colours: list[tuple[_Byte, _Byte, _Byte]] | None = None
     """Red, green and blue of each class."""
     classes: list[str] = Field(min_length=2, max_length=65_536)
@@ -77,18 +94,32 @@ class HeadSpec(BaseModel):
         return self
 
     def _check_classification(self) -> None:
-        if self.grid or self.width or self.colours or not self.heads:
-            raise ValueError("a classification head has attention heads, and neither grid, width nor colours")
+        if self.grid or self.width or self.scales or self.colours or not self.heads:
+            raise ValueError("a classification head has attention heads, and neither grid, width, scales nor colours")
         if self.features % self.heads:
             raise ValueError(f"{self.heads} heads do not divide {self.features} channels")
 
     def _check_segmentation(self) -> None:
-        if self.heads or not self.grid or not self.width or not self.colours:
-            raise ValueError("a segmentation head has grid, width and colours, and no attention heads")
+        if self.heads or not self.grid or not self.colours or bool(self.width) == bool(self.scales):
+            raise ValueError("a segmentation head has grid, colours, width or scales, and no attention heads")
+        if self.scales:
+            self._check_scales(self.scales)
         if math.prod(self.grid) != self.tokens:
             raise ValueError(f"a grid of {self.grid} does not have {self.tokens} tokens")
         if len(self.classes) > IGNORED or len(self.colours) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes and {len(self.colours)} colours")
+
+    def _check_scales(self, scales: list[HeadScale]) -> None:
+        if sum(scale.channels for scale in scales) != self.channels or self.features != self.channels:
+            raise ValueError(f"{self.channels} channels, {self.features} standardised, are not those of the scales")
+        if self.decoder_layer != "none" or max((scale.grid for scale in scales), key=math.prod) != self.grid:
+            raise ValueError("a U-Net reads the scales as they are, the finest of which is the grid")
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Tokens and channels of the embeddings as the head reads them, of each grid scale for a U-Net."""
+        if self.scales is None:
+            return [(self.tokens, self.channels)]
+        return [(math.prod(scale.grid), scale.channels) for scale in self.scales]
 
 
 @dataclass(frozen=True)
@@ -98,8 +129,27 @@ class TrainedHead:
     module: TokenHead
     spec: HeadSpec
 
-    def check_fits(self, where: str, encoder_id: str, tokens: int, channels: int) -> None:
-        """Refuse embeddings that this head was not trained for; `where` names them.
+    def embeddings(self, where: str, pull: PulledTiles) -> Arrays:
+        """A pull's embeddings `as_read`.
+
+        Raises:
+            CodecMismatch: see `check_fits`.
+        """
+        found = self.as_read(pull.embeddings, pull.grids)
+        self.check_fits(where, pull.encoder_id, *((part.shape[1], part.shape[2]) for part in parts_of(found)))
+        return found
+
+    def as_read(self, embeddings: Arrays, grids: Sequence[tuple[int, int]]) -> Arrays:
+        """Embeddings of grid scales as the head reads them: on the finest of the grids, or as they are for a U-Net."""
+        return embeddings if self.spec.scales else on_finest(embeddings, grids)
+
+    def check_fits(self, where: str, encoder_id: str, *shapes: tuple[int, int]) -> None:
+        """Refuse embeddings that this head was not trained for.
+
+        Args:
+            where: names them.
+            encoder_id: of the encoder that made them.
+            shapes: tokens and channels, of each grid scale for a U-Net.
 
         Raises:
             CodecMismatch: another encoder, or another shape.
@@ -109,10 +159,11 @@ class TrainedHead:
                 f"{where}: embeddings of encoder {encoder_id[:12]}, the head was trained for encoder "
                 f"{self.spec.encoder_id[:12]}; train a head on these"
             )
-        if (tokens, channels) != (self.spec.tokens, self.spec.channels):
+        if list(shapes) != self.spec.shapes():
+            found, wanted = (" and ".join(f"{t} x {c}" for t, c in some) for some in (shapes, self.spec.shapes()))
             raise CodecMismatch(
-                f"{where}: embeddings of {tokens} tokens x {channels} channels, the head reads "
-                f"{self.spec.tokens} x {self.spec.channels}; pull the same layers, or train a head on these"
+                f"{where}: embeddings of {found} (tokens x channels), the head reads {wanted}; pull the same layers, "
+                "or train a head on these"
             )
 
 
@@ -131,16 +182,20 @@ def save_head(
 ) -> HeadSpec:
     """Write head.safetensors and head.json to `folder`; the keywords are fields of `HeadSpec`.
 
-    A `SegmentationHead` is of its own task, whatever `task` says.
+    A `PixelHead` is of its own task, whatever `task` says.
     """
     data = save_tensors({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()})
     own: dict[str, Any]
     if isinstance(module, SegmentationHead):
-        own = {"task": "segmentation", "grid": module.grid, "width": module.width, "colours": colours}
+        own = {"width": module.width}
+    elif isinstance(module, UNetHead):
+        own = {"scales": [{"grid": g, "channels": c} for g, c in zip(module.grids, module.channels, strict=True)]}
     elif isinstance(module, ClassificationHead):
         own = {"task": task, "heads": module.pool.num_heads}
     else:
         raise TypeError(f"{type(module).__name__} is no head that has files")
+    if isinstance(module, PixelHead):
+        own |= {"task": "segmentation", "grid": module.grid, "colours": colours}
     spec = HeadSpec(
         encoder_id=encoder_id,
         layers=layers,
@@ -160,7 +215,7 @@ def save_head(
 
 
 def load_head(folder: str | Path, first_layer: Callable[[], nn.Module] | None = None) -> TrainedHead:
-    """Read a head that `save_head` wrote: a `ClassificationHead` or a `SegmentationHead`, as `spec.task` says.
+    """Read a head that `save_head` wrote: a `ClassificationHead`, `SegmentationHead` or `UNetHead`, as the spec says.
 
     Args:
         folder: path or URL of the folder.
@@ -229,6 +284,9 @@ def _empty(spec: HeadSpec) -> TokenHead:
     """A head without storage: sizes that a hostile head.json names cost no memory before the tensors match them."""
     with torch.device("meta"):
         padding = torch.empty(spec.padding) if spec.padding else None
+        if spec.scales:
+            channels, grids = zip(*((scale.channels, scale.grid) for scale in spec.scales), strict=True)
+            return UNetHead(channels, len(spec.classes), grids)
         if spec.grid is None:
             return ClassificationHead(spec.features, len(spec.classes), spec.heads, padding=padding)
         return SegmentationHead(spec.features, len(spec.classes), spec.grid, spec.width, padding=padding)

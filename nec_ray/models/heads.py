@@ -3,9 +3,14 @@
 Source: NEC, section 4 "Scene Classification": timm's AttentionPoolLatent followed by a single linear layer.
 """
 
+from typing import Any
+
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import nn
+
+Tokens = Any
+"""A tensor (tiles, tokens, channels); for a head that reads several grid scales, a tuple of one such tensor a scale."""
 
 _CHANNELS_PER_HEAD = 64  # 768 channels have 12 heads in the paper
 _STD_FLOOR = 0.05  # of the root mean square over channels: a nearly dead channel must not be blown up into noise
@@ -85,10 +90,16 @@ class TokenHead(nn.Module):
     @torch.no_grad()
     def fit_scale(self, features: torch.Tensor) -> None:
         """Set `mean` and `std` to those of `features` (tiles, tokens, channels), over tiles and tokens."""
-        var, mean = torch.var_mean(features, dim=(0, 1), correction=0)
-        floor = _STD_FLOOR * var.mean().sqrt()
+        mean, std = mean_and_std(features)
         self.mean.copy_(mean)
-        self.std.copy_(var.sqrt().clamp_min(floor if floor > 0 else torch.ones_like(floor)))
+        self.std.copy_(std)
+
+
+def mean_and_std(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What standardises each channel (channels,) of features (tiles, tokens, channels), over tiles and tokens."""
+    var, mean = torch.var_mean(features, dim=(0, 1), correction=0)
+    floor = _STD_FLOOR * var.mean().sqrt()
+    return mean, var.sqrt().clamp_min(floor if floor > 0 else torch.ones_like(floor))
 
 
 class ClassificationHead(TokenHead):

@@ -1,16 +1,20 @@
-"""The segmentation head: a convolutional decoder from a tile's tokens to a class for every pixel.
+"""Segmentation heads: what they have in common, and the NEC paper's, a convolutional decoder of a tile's tokens.
 
 Source: NEC, section 4 "Semantic Segmentation", and its released code (IBM/neural-embedding-compression). That code's
 block applies its first convolution twice and never its second; here both are used, as the paper says.
 """
 
+from typing import Literal
+
 import torch
 from torch import nn
 
-from nec_ray.models.heads import TokenHead
+from nec_ray.models.heads import TokenHead, Tokens
 
 UPSAMPLING = 4
-"""Pixels of the logits a side of a token."""
+"""Pixels of the logits a side of a token; of several grid scales, a token of the finest one."""
+SegmentationDecoder = Literal["nec", "unet"]
+"""The NEC paper's decoder, `SegmentationHead`, or a U-Net, `unet.UNetHead`."""
 AUXILIARY_WEIGHT = 0.4
 IGNORED = 255
 """Target of pixels that count neither for training nor for the score."""
@@ -20,16 +24,49 @@ _MAIN_WIDTH = 128
 _AUXILIARY_WIDTH = 64
 
 
-class SegmentationHead(TokenHead):
-    """Scores of classes for `UPSAMPLING` x `UPSAMPLING` pixels a token: logits (tiles, classes, rows, columns).
+class PixelHead(TokenHead):
+    """A head that says a class for every pixel: logits (tiles, classes, `UPSAMPLING` * token rows and columns).
 
     Args:
         channels: see `TokenHead`.
         classes: number of classes.
-        grid: token rows and columns of a tile.
-        width: channels of the decoder; half of `channels`, as in the paper, where it is None.
+        grid: token rows and columns of a tile; the finest where it reads several.
         first_layer: see `TokenHead`.
         padding: see `TokenHead`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        grid: tuple[int, int],
+        first_layer: nn.Module | None = None,
+        padding: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(channels, first_layer, padding)
+        self.classes = classes
+        self.grid = grid
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the logits."""
+        return UPSAMPLING * self.grid[0], UPSAMPLING * self.grid[1]
+
+    def loss(self, features: Tokens, mask: torch.Tensor) -> torch.Tensor:
+        """What training brings down, for a mask int64 (tiles, rows, columns) of any size."""
+        return mask_loss(self.score(features), mask)
+
+
+class SegmentationHead(PixelHead):
+    """The paper's decoder, of one grid: logits (tiles, classes, `UPSAMPLING` * token rows and columns).
+
+    Args:
+        channels: see `PixelHead`, like all that is not named here.
+        classes: see `PixelHead`.
+        grid: see `PixelHead`.
+        width: channels of the decoder; half of `channels`, as in the paper, where it is None.
+        first_layer: see `PixelHead`.
+        padding: see `PixelHead`.
     """
 
     def __init__(
@@ -41,9 +78,7 @@ class SegmentationHead(TokenHead):
         first_layer: nn.Module | None = None,
         padding: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(channels, first_layer, padding)
-        self.grid = grid
-        self.classes = classes
+        super().__init__(channels, classes, grid, first_layer, padding)
         self.width = width or default_width(channels)
         self.reduce = nn.Conv2d(channels, self.width, 3, padding=1)
         self.blocks = nn.Sequential(*(ConvBlock(self.width) for _ in range(_BLOCKS)))
@@ -66,6 +101,10 @@ class SegmentationHead(TokenHead):
         """What `score` gives, and the auxiliary logits (tiles, classes, token rows, token columns)."""
         decoded = self._decode(features)
         return self.main(self.upsample(decoded)), self.auxiliary(decoded)
+
+    def loss(self, features: Tokens, mask: torch.Tensor) -> torch.Tensor:
+        """See `segmentation_loss`."""
+        return segmentation_loss(*self.score_both(features), mask)
 
     def _decode(self, features: torch.Tensor) -> torch.Tensor:
         x = self.standardised(features)
@@ -100,11 +139,12 @@ def segmentation_loss(main: torch.Tensor, auxiliary: torch.Tensor, mask: torch.T
 
     Logits are brought to the mask's size bilinearly; pixels that are `IGNORED` do not count.
     """
-    losses = [
-        nn.functional.cross_entropy(to_size(logits, mask.shape[1:]), mask, ignore_index=IGNORED)
-        for logits in (main, auxiliary)
-    ]
-    return losses[0] + AUXILIARY_WEIGHT * losses[1]
+    return mask_loss(main, mask) + AUXILIARY_WEIGHT * mask_loss(auxiliary, mask)
+
+
+def mask_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of all pixels that are not `IGNORED`; logits of another size are brought to the mask's."""
+    return nn.functional.cross_entropy(to_size(logits, mask.shape[1:]), mask.long(), ignore_index=IGNORED)
 
 
 def to_size(logits: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

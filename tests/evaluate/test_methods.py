@@ -152,7 +152,7 @@ def test_layers_that_were_left_out_count_as_their_medians(made: Made) -> None:
     method: Method = TypeAdapter(Method).validate_python(
         {"kind": "nec", "name": "x", "archive": "a", "layers": 1, "catalog": catalog}
     )
-    facts = encodings.facts(method, Coded(x[:, :, :6], 10.0, 0, None), codec)
+    facts = encodings.facts(method, Coded(x[:, :, :6], [(4, 4)], 10.0, 0, None), codec)
     error = (x[labels.is_test, :, 6:].astype(np.float64) - codec.tables.median[6:]) ** 2
     assert facts["mse"] == pytest.approx(error.sum() / (labels.is_test.sum() * 256), rel=1e-5)
     assert facts["bits_per_channel"] == 80 / 256

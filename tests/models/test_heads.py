@@ -93,13 +93,13 @@ def test_a_head_with_its_decoder_layer_comes_back(tmp_path: Path) -> None:
 def test_a_head_refuses_other_embeddings(tmp_path: Path) -> None:
     make_head(tmp_path)
     head = load_head(tmp_path)
-    head.check_fits("archive", ENCODER, 9, 24)
+    head.check_fits("archive", ENCODER, (9, 24))
     with pytest.raises(
         CodecMismatch, match="embeddings of encoder cdcdcdcdcdcd, the head was trained for encoder ababab"
     ):
-        head.check_fits("archive", "cd" * 32, 9, 24)
-    with pytest.raises(CodecMismatch, match="9 tokens x 12 channels, the head reads 9 x 24"):
-        head.check_fits("archive", ENCODER, 9, 12)
+        head.check_fits("archive", "cd" * 32, (9, 24))
+    with pytest.raises(CodecMismatch, match=r"embeddings of 9 x 12 \(tokens x channels\), the head reads 9 x 24"):
+        head.check_fits("archive", ENCODER, (9, 12))
 
 
 def test_damage_anywhere_in_the_tensors_is_found(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_tensors_that_do_not_fit_the_json_are_refused(tmp_path: Path) -> None:
 
 def test_later_formats_are_refused_by_name(tmp_path: Path) -> None:
     make_head(tmp_path)
-    edit(tmp_path, format_version=3, news="whatever")
-    with pytest.raises(UnsupportedFormat, match="head format 3, this release reads up to 2"):
+    edit(tmp_path, format_version=4, news="whatever")
+    with pytest.raises(UnsupportedFormat, match="head format 4, this release reads up to 3"):
         load_head(tmp_path)
 
 

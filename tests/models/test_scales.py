@@ -69,9 +69,8 @@ def test_a_head_reads_both_scales_and_predicts_from_its_files(made: MadeOfScales
     train_head(archive, labels, tmp_path / "coarse", layers=2, epochs=1)
     coarse = load_head(tmp_path / "coarse")
     assert coarse.spec.tokens == 4
-    tokens, channels = on_one_grid(archive.pull()).shape[1:]
-    with pytest.raises(CodecMismatch, match="16 tokens x 24 channels, the head reads 4 x 14"):
-        coarse.check_fits("here", made.codec.encoder_id, tokens, channels)
+    with pytest.raises(CodecMismatch, match=r"embeddings of 16 x 24 \(tokens x channels\), the head reads 4 x 14"):
+        coarse.embeddings("here", archive.pull())
 
 
 def test_a_segmentation_head_sees_what_only_the_finer_scale_tells() -> None:

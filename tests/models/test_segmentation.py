@@ -144,7 +144,7 @@ def test_a_head_comes_back_as_it_was_written(tmp_path: Path) -> None:
     torch.testing.assert_close(back.module(x), head(x), rtol=0, atol=0)
     assert (back.spec.task, back.spec.grid, back.spec.width, back.spec.colours) == ("segmentation", (2, 3), 4, COLOURS)
     with pytest.raises(CodecMismatch, match="the head reads 6 x 8"):
-        back.check_fits("archive", ENCODER, 6, 7)
+        back.check_fits("archive", ENCODER, (6, 7))
 
 
 def test_a_padded_head_comes_back_with_its_padding(tmp_path: Path) -> None:

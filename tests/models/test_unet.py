@@ -102,3 +102,16 @@ def test_other_features_are_refused() -> None:
     for channels, classes in (((), 2), ((4, 0), 2), ((4,), 0)):
         with pytest.raises(InputError, match="give 1 or more of each"):
             UNetDecoder(channels, classes)
+
+
+def test_doublings_end_at_more_pixels() -> None:
+    torch.manual_seed(0)
+    decoder = UNetDecoder((8, 6), 3, doublings=2)
+    assert decoder([torch.randn(1, 8, 5, 4), torch.randn(1, 6, 3, 2)]).shape == (1, 3, 20, 16)
+    widths = [(m.in_channels, m.out_channels) for m in decoder.beyond.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [(4, 2), (2, 1)]
+    wide = UNetDecoder((2, 6), 3, doublings=1, least=5)
+    widths = [(m.in_channels, m.out_channels) for m in wide.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [(6, 5), (5 + 2, 5), (5, 5), (5, 3)]
+    assert wide([torch.randn(1, 2, 4, 4), torch.randn(1, 6, 2, 2)]).shape == (1, 3, 8, 8)
+    assert UNetDecoder([1], 2, doublings=3)([torch.randn(1, 1, 2, 2)]).shape == (1, 2, 16, 16)

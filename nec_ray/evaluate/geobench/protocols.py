@@ -33,7 +33,6 @@ from nec_ray.evaluate.geobench.training import (
     class_loss,
     fit,
     labels_loss,
-    mask_loss,
     to_device,
 )
 from nec_ray.evaluate.metrics import (
@@ -44,7 +43,7 @@ from nec_ray.evaluate.metrics import (
     micro_f1,
 )
 from nec_ray.evaluate.probes import neighbour_votes
-from nec_ray.models.segmentation import IGNORED, to_size
+from nec_ray.models.segmentation import IGNORED, mask_loss, to_size
 
 _SCORED = 64  # samples at a time
 Numbers = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from nec_ray.evaluate.geobench.encoders import Features
 from nec_ray.evaluate.geobench.experiment import Training
-from nec_ray.models.segmentation import IGNORED, to_size
+from nec_ray.models.segmentation import to_size
 from nec_ray.models.unet import UNetDecoder
 
 _EPS = 1e-6
@@ -89,11 +89,6 @@ def labels_loss(smoothing: float) -> Loss:
         return functional.binary_cross_entropy_with_logits(logits, soft)
 
     return loss
-
-
-def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy of all pixels that are not `IGNORED`; logits of another size are brought to the mask's."""
-    return functional.cross_entropy(to_size(logits, mask.shape[1:]), mask.long(), ignore_index=IGNORED)
 
 
 def layer_groups(model: Model, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

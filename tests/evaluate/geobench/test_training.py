@@ -20,11 +20,11 @@ from nec_ray.evaluate.geobench.training import (
     fit,
     labels_loss,
     layer_groups,
-    mask_loss,
     rate_at,
 )
 from nec_ray.models.convnext import Block, ConvNextConfig, ConvNextEncoder
 from nec_ray.models.mae import MaeConfig, MaeEncoder
+from nec_ray.models.segmentation import mask_loss
 
 DEPTHS = (1, 2, 3, 1)
 SIZES = ConvNextConfig(16, 8, 3, 4, *DEPTHS)
