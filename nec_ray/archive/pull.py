@@ -35,6 +35,11 @@ class Pull:
     grids: tuple[tuple[int, int], ...]
     """The token grid of each scale."""
 
+    @property
+    def coded_channels(self) -> int:
+        """Channels of the symbols, of all grid scales; a transform gives embeddings of more, whatever the layers."""
+        return sum(part.shape[2] for part in parts_of(self.symbols))
+
     def __len__(self) -> int:
         return len(self.tile_ids)
 

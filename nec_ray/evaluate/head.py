@@ -131,6 +131,7 @@ def train_head(
         decoder_layer=decoder_layer,
         tokens=embeddings.shape[1],
         channels=embeddings.shape[2],
+        coded_channels=pull.coded_channels,
     )
     metrics = {
         "task": "classification",

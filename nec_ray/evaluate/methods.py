@@ -51,8 +51,8 @@ class Coded:
 
     x: Arrays
     """Float32 (tiles, tokens, channels) in the labels' order; the encoder's first channels where layers were left out
-    (with a transform all of them); of several grid scales a tuple of one such array a scale. Where the consumer trains the encoder: its input, pixels
-    (tiles, bands, size, size) in the source's units."""
+    (with a transform all of them); of several grid scales a tuple of one such array a scale. Where the consumer trains
+    the encoder: its input, pixels (tiles, bands, size, size) in the source's units."""
     grids: Sequence[tuple[int, int]]
     """Token rows and columns of each scale."""
     bytes_per_tile: float

@@ -135,6 +135,7 @@ def train_multi_label_head(
         decoder_layer=decoder_layer,
         tokens=embeddings.shape[1],
         channels=embeddings.shape[2],
+        coded_channels=pull.coded_channels,
     )
     metrics = {
         "task": "multi-label",

@@ -143,6 +143,7 @@ def train_segmentation_head(
         decoder_layer=decoder_layer,
         tokens=math.prod(pull.grid),
         channels=sum(part.shape[2] for part in parts_of(pull.embeddings)),
+        coded_channels=pull.coded_channels,
     )
     scores = result.scores
     metrics = {

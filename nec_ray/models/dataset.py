@@ -43,6 +43,10 @@ class PulledTiles(Protocol):
         """Encoder that made the embeddings."""
 
     @property
+    def coded_channels(self) -> int:
+        """Channels that the embeddings were coded in."""
+
+    @property
     def n_bytes(self) -> npt.NDArray[np.int64]:
         """(tiles,) payload bytes fetched for each tile."""
 

@@ -65,6 +65,9 @@ class HeadSpec(BaseModel):
     """Of the finest grid."""
     channels: int = Field(ge=1, le=16_384)
     """Channels of the embeddings, of all grid scales together."""
+    coded_channels: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    """Channels that they were coded in: with a transform, embeddings of any layers have all channels. Null in heads of
+    older versions, which are not checked for it."""
     padding: int = Field(default=0, ge=0, le=16_384)
     """Channels that `layers` leaves out and the head fills in before the decoder layer."""
     features: int = Field(ge=1, le=65_536)
@@ -137,6 +140,11 @@ class TrainedHead:
         """
         found = self.as_read(pull.embeddings, pull.grids)
         self.check_fits(where, pull.encoder_id, *((part.shape[1], part.shape[2]) for part in parts_of(found)))
+        if self.spec.coded_channels not in {None, pull.coded_channels}:
+            raise CodecMismatch(
+                f"{where}: embeddings coded in {pull.coded_channels} channels, the head was trained for "
+                f"{self.spec.coded_channels}; pull the same layers, or train a head on these"
+            )
         return found
 
     def as_read(self, embeddings: Arrays, grids: Sequence[tuple[int, int]]) -> Arrays:
@@ -177,6 +185,7 @@ def save_head(
     decoder_layer: DecoderLayer,
     tokens: int,
     channels: int,
+    coded_channels: int | None = None,
     colours: list[tuple[int, int, int]] | None = None,
     task: Task = "classification",
 ) -> HeadSpec:
@@ -202,6 +211,7 @@ def save_head(
         decoder_layer=decoder_layer,
         tokens=tokens,
         channels=channels,
+        coded_channels=coded_channels,
         padding=0 if module.padding is None else len(module.padding),
         features=len(module.mean),
         classes=classes,

@@ -1,16 +1,20 @@
 """Archives of codecs with a transform: every way to their embeddings gives all of the encoder's channels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nec_ray.archive import open_archive
 from nec_ray.archive.layout import install_codec
+from nec_ray.archive.similar import pool_kind
 from nec_ray.archive.verify import verify
 from nec_ray.codec import load_codec, truncate_codec
-from nec_ray.errors import MixedCodecs
+from nec_ray.errors import CodecMismatch, MixedCodecs
 from nec_ray.models.dataset import torch_dataset
+from nec_ray.models.head_files import load_head, save_head
+from nec_ray.models.heads import ClassificationHead
 from tests.archive.make import Made, filled_archive, pack
 from tests.codec.make import make_codec, make_transform
 
@@ -53,15 +57,25 @@ def test_codecs_with_and_without_a_transform_are_not_mixed(tmp_path: Path) -> No
     assert open_archive(made.url).pull(tile_ids=["s0", "s1"]).embeddings.shape == (2, 16, 24)
 
 
-def test_vectors_of_fewer_axes_are_not_ranked_with_those_of_all(tmp_path: Path) -> None:
+def test_a_head_refuses_embeddings_of_fewer_axes(made: Made, tmp_path: Path) -> None:
+    """They are of its encoder and have all its channels; what it learned from is not in them."""
+    archive = open_archive(made.url)
+    pull = archive.pull()
+    facts = {"encoder_id": pull.encoder_id, "tokens": 16, "channels": 30, "coded_channels": pull.coded_channels}
+    how: dict[str, Any] = {"classes": ["a", "b"], "layers": None, "decoder_layer": "none", **facts}
+    save_head(tmp_path, ClassificationHead(30, 2, 1), **how)
+    head = load_head(tmp_path)
+    assert np.shape(head.embeddings(made.url, pull)) == (38, 16, 30)
+    with pytest.raises(CodecMismatch, match="coded in 8 channels, the head was trained for 24"):
+        head.embeddings(made.url, archive.pull(layers=1))
+
+
+def test_vectors_of_fewer_axes_are_not_ranked_with_those_of_all(made: Made, tmp_path: Path) -> None:
     """A tile's own first axes may be less like it than another tile is."""
-    made = filled_archive(tmp_path, transform=TRANSFORM)
     truncate_codec(made.codec, 1, tmp_path / "cut")
     cut = load_codec(tmp_path / "cut")
-    install_codec(made.store, cut)
-    whole, made.codec = made.codec.id, cut
-    made.index.append(made.index.version(), pack(made, ["s0", "s1"]))
-    archive = open_archive(made.url)
-    with pytest.raises(MixedCodecs, match="2 kinds"):
-        archive.similar("t000", 2)
-    assert len(archive.similar("t000", 2, where=f"codec_id = '{whole}'")) == 2
+    symbols = np.stack([made.symbols[f"t{i:03}"] for i in range(38)])
+    whole, part = (x.astype(float) for x in (made.codec.pool(symbols), cut.pool(symbols[:, :, :8])))
+    like = part @ whole.T / np.outer(np.linalg.norm(part, axis=1), np.linalg.norm(whole, axis=1))
+    assert (like.argmax(axis=1) != np.arange(38)).any()
+    assert pool_kind(cut) != pool_kind(made.codec)

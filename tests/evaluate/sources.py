@@ -28,6 +28,10 @@ class MemoryPull:
     def grids(self) -> tuple[tuple[int, int], ...]:
         return (self.grid,)
 
+    @property
+    def coded_channels(self) -> int:
+        return self.embeddings.shape[2]
+
 
 @dataclass
 class MemorySource:

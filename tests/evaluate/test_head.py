@@ -180,7 +180,7 @@ def test_embeddings_of_another_encoder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CodecMismatch, match="embeddings of encoder cdcd"):
         predict(other, tmp_path / "head", None, tmp_path / "said.parquet")
     narrow = dataclasses.replace(source, embeddings=source.embeddings[:, :, :8])
-    with pytest.raises(CodecMismatch, match="16 tokens x 8 channels, the head reads 16 x 24"):
+    with pytest.raises(CodecMismatch, match=r"16 x 8 \(tokens x channels\), the head reads 16 x 24"):
         predict(narrow, tmp_path / "head", None, tmp_path / "said.parquet")
     assert not (tmp_path / "said.parquet").exists()
 
