@@ -58,7 +58,7 @@ class Archive:
 
     @property
     def catalogs(self) -> tuple[RecordedCatalog, ...]:
-        """The catalogs that were encoded, as they are recorded in the version; none in archives of earlier releases.
+        """The catalogs that were encoded, as they are recorded in the version; none in archives made before they were.
 
         Raises:
             CorruptIndex: the index names one that cannot be.

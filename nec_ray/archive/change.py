@@ -68,15 +68,17 @@ def restore(store: Store, version: int | datetime) -> Commit:
     target = index.version(version)
     there = {entry.name for folder in ("packs", "codecs", INDEX, FOLDER) for entry in store.entries(folder)}
     needed = _needed(store.url, index, target, there)
-    for name in sorted(needed - there):
+    catalogs = {one.path for one in index.catalogs(target)}
+    for name in sorted((needed | catalogs) - there):
         raise NotFound(f"{store.url}: version {target.number} is no longer whole, gc has removed {name}")
     with ThreadPoolExecutor(_READERS) as pool:  # a gc at work must not take what is old and about to be needed again
-        list(pool.map(store.touch, sorted(needed - _needed(store.url, index, index.version(), there))))
+        dormant = needed - _needed(store.url, index, index.version(), there)
+        list(pool.map(store.touch, sorted(dormant | catalogs)))
     return Commit(index.restore(target.number), target.rows, 0)
 
 
 def _needed(where: str, index: Index, version: Version, there: set[str]) -> set[str]:
-    """Names of a version's index files, recorded catalogs and packs, and of their codecs' files among `there`.
+    """Names of a version's index files and packs, and of their codecs' files among `there`.
 
     Raises:
         NotFound: an index file is gone.
@@ -88,8 +90,7 @@ def _needed(where: str, index: Index, version: Version, there: set[str]) -> set[
     packs = set(pc.drop_null(pc.unique(pc.struct_field(payload, "pack"))).to_pylist())
     codecs = {f"codecs/{pack_codec(name)}" for name in packs}
     files = {name for name in there if name.rpartition("/")[0] in codecs}
-    named = {file.path for file in version.files} | {one.path for one in index.catalogs(version)}
-    return named | packs | files | {f"{codec}/codec.json" for codec in codecs}
+    return {file.path for file in version.files} | packs | files | {f"{codec}/codec.json" for codec in codecs}
 
 
 def rebuild(store: Store, progress: Callable[[int, int], None] | None = None) -> tuple[Commit, list[str]]:

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive.database import query, typed
+from nec_ray.archive.recorded import CONTRACT
 from nec_ray.archive.regions import region_of
 from nec_ray.archive.tile_set import condition_of
 from nec_ray.archive.times import period_of
+from nec_ray.contracts import arrow_schema
 from nec_ray.errors import CorruptIndex, InputError
 from nec_ray.notebook import facts_html
 from nec_ray.tiles import Catalog, read_catalog
@@ -84,10 +86,11 @@ def _recorded_lacking(archive: "Archive", condition: str, here: pa.Table) -> pa.
         f"SELECT DISTINCT ON (tile_id) tile_id, acquired_at, bbox FROM recorded WHERE {condition} "
         "AND NOT EXISTS (SELECT 1 FROM here WHERE here.tile_id = recorded.tile_id) ORDER BY tile_id, acquired_at, bbox"
     )
-    files = archive.catalog_files
+    files, contract = archive.catalog_files, arrow_schema(CONTRACT)
     try:
         found = query(files, "recorded", sql, here=here.select(["tile_id"]))
-    except duckdb.Error as error:
+        found = found.cast(pa.schema([contract.field(name) for name in found.column_names]))
+    except (duckdb.Error, pa.ArrowException, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         unreadable = CorruptIndex(
             f"{archive.url}: a recorded catalog does not read ({text}); run verify, or give coverage the catalogs"
