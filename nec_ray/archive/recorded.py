@@ -50,6 +50,8 @@ class RecordedCatalog:
     tiles: int
     size: int
     """Bytes of the object."""
+    sha256: str
+    """Of the object."""
 
     @property
     def path(self) -> str:
@@ -64,7 +66,8 @@ class RecordedCatalog:
     @property
     def properties(self) -> dict[str, str]:
         """The table property that names it."""
-        return {f"{PROPERTY}{self.digest}": json.dumps({"bytes": self.size, "tiles": self.tiles})}
+        facts = {"bytes": self.size, "sha256": self.sha256, "tiles": self.tiles}
+        return {f"{PROPERTY}{self.digest}": json.dumps(facts)}
 
 
 def recorded_catalogs(where: str, properties: Mapping[str, str]) -> tuple[RecordedCatalog, ...]:
@@ -84,15 +87,17 @@ def recorded_catalogs(where: str, properties: Mapping[str, str]) -> tuple[Record
 def _named(where: str, digest: str, value: str) -> RecordedCatalog:
     try:
         facts = json.loads(value)
-        tiles, size = facts["tiles"], facts["bytes"]
+        tiles, size, sha256 = facts["tiles"], facts["bytes"], facts["sha256"]
+        texts = all(_DIGEST.fullmatch(text) for text in (digest, sha256))
+        good = texts and all(type(n) is int and 0 < n < _MOST for n in (tiles, size))
     except (ValueError, KeyError, TypeError, RecursionError):
-        tiles = size = None
-    if not _DIGEST.fullmatch(digest) or not all(type(n) is int and 0 < n < _MOST for n in (tiles, size)):
+        good = False
+    if not good:
         raise CorruptIndex(
             f"{where}: the log names {digest[:120]!r} ({value[:60]}), which is no recorded catalog of this archive; "
             "restore an older version, or give coverage the catalogs"
         )
-    return RecordedCatalog(digest, tiles, size)
+    return RecordedCatalog(digest, tiles, size, sha256)
 
 
 def is_recorded(name: str) -> bool:
@@ -131,12 +136,21 @@ class Digest:
         self._streams[name].update(np.ascontiguousarray(np.asarray(values), dtype).tobytes())
 
 
-def write_recorded(tables: Iterable[pa.Table], path: Path) -> None:
+def write_recorded(tables: Iterable[pa.Table], path: Path) -> RecordedCatalog:
     """Write rows that come some at a time to a local file; memory does not grow with their number."""
-    schema = arrow_schema(CONTRACT)
+    schema, digest, rows = arrow_schema(CONTRACT), Digest(), 0
     with parquet_writer(path, schema) as writer:
         for table in _groups(table.select(schema.names).cast(schema) for table in tables):
+            digest.update(table)
+            rows += table.num_rows
             writer.write_table(table, row_group_size=_ROW_GROUP)
+    return _described(path, digest, rows)
+
+
+def _described(path: Path, digest: Digest, rows: int) -> RecordedCatalog:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return RecordedCatalog(digest.hexdigest(), rows, path.stat().st_size, sha256)
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -170,6 +184,7 @@ def check_recorded(store: Store, name: str) -> RecordedCatalog:
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             text = " ".join(str(error).split())[:200]
             raise CorruptIndex(f"{store.url}: {name} does not read ({text}); {REMEDY}") from None
-    if not rows or name != f"{FOLDER}/{digest.hexdigest()}.parquet":
+        found = _described(path, digest, rows)
+    if not rows or name != found.path:
         raise CorruptIndex(f"{store.url}: {name} does not hold the tiles that its name says; {REMEDY}")
-    return RecordedCatalog(digest.hexdigest(), rows, store.size(name))
+    return found

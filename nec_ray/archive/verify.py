@@ -88,10 +88,8 @@ def _wrong_catalogs(archive: Archive, *, whole: bool) -> list[str]:
     store, wrong = Store(archive.url), []
     for one in catalogs:
         try:
-            if store.size(one.path) != one.size:
-                wrong.append(f"{store.url}: {one.path} is not as long as the index says; {REMEDY}")
-            elif whole:
-                check_recorded(store, one.path)
+            if store.size(one.path) != one.size or (whole and check_recorded(store, one.path) != one):
+                wrong.append(f"{store.url}: {one.path} is not the object that the index names; {REMEDY}")
         except NotFound:
             wrong.append(f"{store.url}: {one.path} is gone; encode its catalog again")
         except CorruptIndex as error:

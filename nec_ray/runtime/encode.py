@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from nec_ray.archive.layout import (
     install_codec,
     read_info,
 )
-from nec_ray.archive.recorded import RecordedCatalog, write_recorded
+from nec_ray.archive.recorded import RecordedCatalog, check_recorded, write_recorded
 from nec_ray.codec import Codec
 from nec_ray.runtime.choose import akin_codecs, choose_codec
 from nec_ray.runtime.commit import Committer, Progress
@@ -221,12 +221,11 @@ def _recorded(store: Store, ledger: Ledger, known: Collection[RecordedCatalog], 
     if found or not ledger.asked:
         return found
     path = folder / "recorded.parquet"
-    write_recorded(ledger.asked_tiles(), path)
-    made = RecordedCatalog(ledger.digest, ledger.asked, path.stat().st_size)
+    made = write_recorded(ledger.asked_tiles(), path)
     if store.create_from(made.path, path):
         return [made]
     store.touch(made.path)  # or gc might take what nobody had use for so far
-    return [replace(made, size=store.size(made.path))]  # which another release of Arrow may have written
+    return [check_recorded(store, made.path)]  # which another release of Arrow may have written
 
 
 def _account(run: Prepared, committer: Committer, seconds: float) -> Account:

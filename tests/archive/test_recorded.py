@@ -267,8 +267,10 @@ def test_the_digest_is_what_the_contract_says(scene: Catalog, tmp_path: Path) ->
     store = Store(tmp_path)
     (tmp_path / "catalogs").mkdir()
     path = tmp_path / "catalogs" / f"{expected}.parquet"
-    write_recorded([rows.slice(0, 3), rows.slice(3)], path)
-    assert check_recorded(store, f"catalogs/{expected}.parquet") == RecordedCatalog(expected, 100, path.stat().st_size)
+    written = write_recorded([rows.slice(0, 3), rows.slice(3)], path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert written == RecordedCatalog(expected, 100, path.stat().st_size, sha256)
+    assert check_recorded(store, f"catalogs/{expected}.parquet") == written
     pq.write_table(rows, path, compression="none", row_group_size=7)  # as another release may write it
     assert check_recorded(store, f"catalogs/{expected}.parquet").tiles == 100
     pq.write_table(rows.slice(1), path)
@@ -376,7 +378,7 @@ def test_writers_at_once_record_all_their_catalogs(scene: Catalog, catalog: Path
         try:
             barrier.wait()
             if n % 2:
-                index.record([RecordedCatalog(f"{n}" * 64, n, 100)])
+                index.record([RecordedCatalog(f"{n}" * 64, n, 100, "f" * 64)])
             else:
                 index.append(index.version(), pack(made, [f"w{n}"], seed=n))
         except BaseException as error:
@@ -396,7 +398,7 @@ def test_writers_at_once_record_all_their_catalogs(scene: Catalog, catalog: Path
 def test_records_outlive_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nec_ray.archive.log._CHECKPOINT_EVERY", 3)
     made = filled_archive(tmp_path)
-    made.index.record([RecordedCatalog("a" * 64, 1, 100)])
+    made.index.record([RecordedCatalog("a" * 64, 1, 100, "f" * 64)])
     for n in range(4):
         made.index.append(made.index.version(), pack(made, [f"w{n}"], seed=n))
     assert made.store.exists("index/_delta_log/_last_checkpoint")
@@ -407,7 +409,8 @@ def test_records_outlive_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monkey
         assert [one.digest for one in open_archive(web.url).catalogs] == ["a" * 64]
 
 
-GOOD = json.dumps({"bytes": 100, "tiles": 1})
+SHA = "f" * 64
+GOOD = json.dumps({"bytes": 100, "sha256": SHA, "tiles": 1})
 
 
 @pytest.mark.parametrize(
@@ -424,12 +427,14 @@ GOOD = json.dumps({"bytes": 100, "tiles": 1})
         ("a" * 64, ""),
         ("a" * 64, "[" * 100_000),
         ("a" * 64, "[1]"),
-        ("a" * 64, '{"bytes": 1}'),
-        ("a" * 64, '{"bytes": "1", "tiles": 1}'),
-        ("a" * 64, '{"bytes": 1, "tiles": true}'),
-        ("a" * 64, '{"bytes": -1, "tiles": 1}'),
-        ("a" * 64, '{"bytes": 1e9, "tiles": 1}'),
-        ("a" * 64, f'{{"bytes": {1 << 70}, "tiles": 1}}'),
+        ("a" * 64, '{"bytes": 1, "tiles": 1}'),
+        ("a" * 64, GOOD.replace("100", '"1"')),
+        ("a" * 64, GOOD.replace("100", "true")),
+        ("a" * 64, GOOD.replace("100", "-1")),
+        ("a" * 64, GOOD.replace("100", "1e9")),
+        ("a" * 64, GOOD.replace("100", str(1 << 70))),
+        ("a" * 64, GOOD.replace(SHA, "../x")),
+        ("a" * 64, GOOD.replace(f'"{SHA}"', "5")),
     ],
 )
 def test_names_that_cannot_be_are_refused(name: str, value: str) -> None:
@@ -483,20 +488,22 @@ def error_of(call: Callable[[], object]) -> str | None:
     return None
 
 
-def test_damaged_records_are_typed_errors(scene: Catalog, whole: str, copied: Store) -> None:
+def test_damaged_records_are_typed_errors(whole: str, copied: Store) -> None:
     [name] = copied.names("catalogs")
     good = Store(whole).read(name)
+    [named] = open_archive(whole).catalogs
+    facts = json.loads(named.properties[f"nec.catalog.{named.digest}"])
     region = shapely.box(-54.7, -25.4, -54.5, -25.3)
     rng = np.random.default_rng(0)
     flipped = []
-    for _ in range(40):
+    for _ in range(10):
         bits = bytearray(good)
         bits[rng.integers(len(bits))] ^= 1 << int(rng.integers(8))
         flipped.append(("flip", bytes(bits)))
     for what, data in [*damages(good), *flipped]:
         Path(copied.path(name)).write_bytes(data)
-        for size in {len(good), max(1, len(data))}:  # the log may lie about it too
-            lying = {f"nec.catalog.{name[9:-8]}": json.dumps({"bytes": size, "tiles": len(scene)})}
+        for size in {len(good), max(1, len(data))}:  # the log may be wrong too
+            lying = {f"nec.catalog.{name[9:-8]}": json.dumps({**facts, "bytes": size})}
             DeltaTable(f"{copied.url}/index").alter.set_table_properties(lying, raise_if_not_exists=False)
             _token_of.cache_clear()  # as another process would read it: objects are immutable, and parsed once
             archive = open_archive(copied.url)
