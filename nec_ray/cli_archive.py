@@ -96,7 +96,7 @@ def verify(
     version: AtVersion = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch, hash and decode every payload, or a sample; exit code 1 where a tile is damaged."""
+    """Fetch, hash and decode every payload, or a sample; exit code 1 where one, or a recorded catalog, is damaged."""
     from nec_ray.archive import open_archive
     from nec_ray.archive.verify import verify as run
 
@@ -108,11 +108,13 @@ def verify(
         "checked": done.checked,
         "payload_bytes": done.payload_bytes,
         "faults": [{"tile_id": fault.tile_id, "what": fault.what} for fault in done.faults],
+        "catalogs": done.catalogs,
     }
     lines = [f"{done.checked:,} payloads ({done.payload_bytes:,} bytes) of {done.tiles:,} tiles checked"]
-    lines += [f"tile {fault.tile_id}: {fault.what}" for fault in done.faults] or ["all are what was written"]
+    wrong = [*(f"tile {fault.tile_id}: {fault.what}" for fault in done.faults), *done.catalogs]
+    lines += wrong or ["all are what was written"]
     print_facts(facts, as_json, lines)
-    if done.faults:
+    if wrong:
         raise typer.Exit(1)
 
 
@@ -125,7 +127,7 @@ def gc(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Remove packs, codecs and index files that no kept version needs; try --dry-run first.
+    """Remove packs, codecs, index files and recorded catalogs that no kept version needs; try --dry-run first.
 
     A grace shorter than the longest reader or writer at work takes things from under them. Parts of uploads that were
     killed are an object store's own: let a lifecycle rule of the bucket abort unfinished uploads.
@@ -148,13 +150,14 @@ def gc(
         "packs": len(garbage.packs),
         "codecs": garbage.codecs,
         "index_files": len(garbage.index_files),
+        "catalogs": len(garbage.catalogs),
         "objects": len(garbage.entries),
         "bytes": size,
     }
     does = "would be removed" if dry_run else "removed"
     lines = [
         f"{does}: {len(garbage.packs):,} packs, {len(garbage.codecs):,} codecs, "
-        f"{len(garbage.index_files):,} index files, {size:,} bytes in all",
+        f"{len(garbage.index_files):,} index files, {len(garbage.catalogs):,} recorded catalogs, {size:,} bytes in all",
         f"kept whole: versions {oldest} to {newest}",
     ]
     print_facts(facts, as_json, lines)
@@ -279,26 +282,26 @@ def sql(archive: Url, version: AtVersion = None) -> None:
     sys.stdout.write(open_archive(archive, version).view_sql())
 
 
-@archive_app.command(
-    epilog="Example: nec archive coverage my-archive --within region.geojson --catalog catalog.parquet"
-)
+@archive_app.command(epilog="Example: nec archive coverage my-archive --within region.geojson --time 2020-05")
 def coverage(
     archive: Url,
     within: Within = None,
     time: Time = None,
     catalog: Annotated[
-        list[str] | None, typer.Option(help="A tile catalog that was to be encoded: what of it is absent; repeatable.")
+        list[str] | None,
+        typer.Option(help="What of this tile catalog is absent, in place of the recorded ones; repeatable."),
     ] = None,
     version: AtVersion = None,
     as_json: Json = False,
 ) -> None:
-    """How many tiles of a place and a time are valid, no-data, failed and absent."""
+    """How many tiles of a place and a time are valid, no-data, failed and absent: asked for, and not in the archive."""
     from nec_ray.archive import open_archive
 
     found = open_archive(archive, version).coverage(within, time, catalog or None)
     facts = {name: getattr(found, name) for name in ("valid", "nodata", "failed", "absent")}
     lines = [f"{name}: {count:,}" for name, count in facts.items() if count is not None]
-    lines += ["absent: unknown; name the encoded catalogs with --catalog"] if found.absent is None else []
+    if found.absent is None:
+        lines.append("absent: unknown, since no catalog is recorded; name those that were encoded with --catalog")
     print_facts({"archive": archive, **facts}, as_json, lines)
 
 

@@ -30,7 +30,7 @@ def test_the_command_starts_without_what_only_its_work_needs() -> None:
 
 
 def test_every_column_of_the_contracts_is_described() -> None:
-    for name in ("catalog.json", "index.json", "scenes.json"):
+    for name in ("catalog.json", "index.json", "recorded_catalog.json", "scenes.json"):
         assert all(column["doc"] for column in contract(name)["columns"])
         assert arrow_schema(name).names == [column["name"] for column in contract(name)["columns"]]
 

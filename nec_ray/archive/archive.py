@@ -1,5 +1,6 @@
 """`open_archive`: an archive pinned to one version, to query and to pull from."""
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from nec_ray.archive.kind import common_layers
 from nec_ray.archive.layout import ArchiveInfo, archive_codec, archive_spec, is_codec_id, pack_codec, read_info
 from nec_ray.archive.payloads import References, fetch, references, whole_references
 from nec_ray.archive.pull import Part, Pull, parts, pull
+from nec_ray.archive.recorded import CONTRACT, RecordedCatalog, recorded_catalogs
 from nec_ray.archive.similar import similar
 from nec_ray.archive.sql import Query, bracketed, find
 from nec_ray.archive.tile_set import TileSet, condition_of
@@ -53,6 +55,20 @@ class Archive:
     def files(self) -> tuple[DataFile, ...]:
         """The data files of the version."""
         return self._version.files
+
+    @property
+    def catalogs(self) -> tuple[RecordedCatalog, ...]:
+        """The catalogs that were encoded, as they are recorded in the version; none in archives made before they were.
+
+        Raises:
+            CorruptIndex: the index names one that cannot be.
+        """
+        return recorded_catalogs(self.url, self._version.properties)
+
+    @functools.cached_property
+    def catalog_files(self) -> IndexFiles:
+        """Their files, for SQL."""
+        return IndexFiles(self._store, self.catalogs, CONTRACT)
 
     def __repr__(self) -> str:
         return f"<Archive {without_secrets(self.url)}, version {self.version}: {self._version.rows:,} tiles>"
@@ -181,7 +197,11 @@ class Archive:
         Args:
             region: see `select`; everywhere where it is None.
             time: of acquisition, see `select`.
-            catalog: the tile catalogs that were to be encoded: an archive keeps what was encoded, not what was not.
+            catalog: the tile catalogs that were to be encoded; those that the version records where it is None.
+
+        Raises:
+            InputError: no region, no time, or no catalog.
+            CorruptIndex: a recorded catalog does not read.
         """
         return coverage(self, region, time, catalog)
 

@@ -12,8 +12,9 @@ from nec_ray.archive.archive import open_archive
 from nec_ray.archive.index import Commit, Index, Version
 from nec_ray.archive.layout import ARCHIVE_JSON, INDEX, ArchiveInfo, create_archive, is_pack, pack_codec
 from nec_ray.archive.pack import read_footer
+from nec_ray.archive.recorded import FOLDER, RecordedCatalog, check_recorded, is_recorded
 from nec_ray.contracts import arrow_schema
-from nec_ray.errors import ConflictError, CorruptPack, InputError, NotFound
+from nec_ray.errors import ConflictError, CorruptIndex, CorruptPack, InputError, NotFound
 from nec_ray.storage import Store
 
 ATTEMPTS = 10
@@ -65,12 +66,14 @@ def restore(store: Store, version: int | datetime) -> Commit:
     store.check_writable()
     index = Index(store)
     target = index.version(version)
-    there = {entry.name for folder in ("packs", "codecs", INDEX) for entry in store.entries(folder)}
+    there = {entry.name for folder in ("packs", "codecs", INDEX, FOLDER) for entry in store.entries(folder)}
     needed = _needed(store.url, index, target, there)
-    for name in sorted(needed - there):
+    catalogs = {one.path for one in index.catalogs(target)}
+    for name in sorted((needed | catalogs) - there):
         raise NotFound(f"{store.url}: version {target.number} is no longer whole, gc has removed {name}")
     with ThreadPoolExecutor(_READERS) as pool:  # a gc at work must not take what is old and about to be needed again
-        list(pool.map(store.touch, sorted(needed - _needed(store.url, index, index.version(), there))))
+        dormant = needed - _needed(store.url, index, index.version(), there)
+        list(pool.map(store.touch, sorted(dormant | catalogs)))
     return Commit(index.restore(target.number), target.rows, 0)
 
 
@@ -94,10 +97,11 @@ def rebuild(store: Store, progress: Callable[[int, int], None] | None = None) ->
     """Make the index anew from the packs' footers: the newest row of each tile.
 
     Rows that were deleted and whose packs are still there come back. Rows of tiles that are not valid lie in the
-    footers alone: those whose pack `gc` has taken are gone, and `nec encode` looks at their tiles again.
+    footers alone: those whose pack `gc` has taken are gone, and `nec encode` looks at their tiles again. All recorded
+    catalogs that are there are recorded again.
 
     Returns:
-        The commit, and what is wrong with each pack that was left out.
+        The commit, and what is wrong with each pack and each recorded catalog that was left out.
 
     Raises:
         NotFound: there are no packs.
@@ -110,7 +114,21 @@ def rebuild(store: Store, progress: Callable[[int, int], None] | None = None) ->
     index = Index(store)
     if not index.exists():
         index.create()
-    return until_no_conflict(lambda: _rebuild(store, index, progress))
+    catalogs, wrong = _whole_catalogs(store)
+    index.record(catalogs)
+    commit, faults = until_no_conflict(lambda: _rebuild(store, index, progress))
+    return commit, [*faults, *wrong]
+
+
+def _whole_catalogs(store: Store) -> tuple[list[RecordedCatalog], list[str]]:
+    """The recorded catalogs that lie in the archive, and what is wrong with the others."""
+    catalogs, faults = [], []
+    for name in filter(is_recorded, store.names(FOLDER)):
+        try:
+            catalogs.append(check_recorded(store, name))
+        except CorruptIndex as error:
+            faults.append(str(error))
+    return catalogs, faults
 
 
 def _rebuild(store: Store, index: Index, progress: Callable[[int, int], None] | None) -> tuple[Commit, list[str]]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from nec_ray.archive.index import Index
 from nec_ray.archive.layout import INDEX, is_pack
+from nec_ray.archive.recorded import FOLDER, is_recorded
 from nec_ray.errors import NotFound
 from nec_ray.storage import Entry, Store
 
@@ -30,6 +31,8 @@ class Garbage:
     """Their ids."""
     codec_files: list[Entry]
     index_files: list[Entry]
+    catalogs: list[Entry]
+    """Recorded catalogs."""
     leftovers: list[Entry]
     """What others left: files half written, probes of the store's time, states of leases that newer ones replaced."""
 
@@ -37,7 +40,7 @@ class Garbage:
     def entries(self) -> list[Entry]:
         """Everything, codec.json before a codec's other files, so that no half codec looks whole."""
         files = sorted(self.codec_files, key=lambda entry: not entry.name.endswith("/codec.json"))
-        return [*self.index_files, *self.packs, *files, *self.leftovers]
+        return [*self.index_files, *self.packs, *files, *self.catalogs, *self.leftovers]
 
 
 def find_garbage(store: Store, grace: timedelta = GRACE) -> Garbage:
@@ -47,7 +50,7 @@ def find_garbage(store: Store, grace: timedelta = GRACE) -> Garbage:
         InputError: the store cannot list.
     """
     index = Index(store)
-    entries = {folder: store.entries(folder) for folder in ("packs", "codecs", INDEX, "clocks", "leases")}
+    entries = {folder: store.entries(folder) for folder in ("packs", "codecs", INDEX, FOLDER, "clocks", "leases")}
     horizon = store.now() - grace
     newest = index.version()
     oldest = newest.number
@@ -58,11 +61,11 @@ def find_garbage(store: Store, grace: timedelta = GRACE) -> Garbage:
         if following is None or following.modified <= horizon:
             break
         oldest -= 1
-    files = index.files_since(oldest)
+    files, catalogs = index.needed_since(oldest)
     columns = index.read(sorted(files, key=lambda file: file.name), ["codec_id", "payload"])
     packs = set(pc.drop_null(pc.unique(pc.struct_field(columns["payload"], "pack"))).to_pylist())
     codecs = set(columns["codec_id"].unique().to_pylist()) | {name.split("/")[1] for name in packs}
-    names = {file.path for file in files}
+    names = {file.path for file in files} | {one.path for one in catalogs}
 
     def old(entries: Iterable[Entry]) -> list[Entry]:
         return [entry for entry in entries if entry.modified <= horizon]
@@ -81,6 +84,7 @@ def find_garbage(store: Store, grace: timedelta = GRACE) -> Garbage:
             for entry in entries[INDEX]
             if entry.name.endswith(".parquet") and "/_delta_log/" not in entry.name and entry.name not in names
         ),
+        catalogs=old(one for one in entries[FOLDER] if is_recorded(one.name) and one.name not in names),
         leftovers=old(
             [
                 *entries["clocks"],

@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nec_ray.archive.database import query, typed
+from nec_ray.archive.recorded import CONTRACT
 from nec_ray.archive.regions import region_of
+from nec_ray.archive.tile_set import condition_of
 from nec_ray.archive.times import period_of
-from nec_ray.errors import InputError
+from nec_ray.contracts import arrow_schema
+from nec_ray.errors import CorruptIndex, InputError
 from nec_ray.notebook import facts_html
 from nec_ray.tiles import Catalog, read_catalog
 
@@ -32,7 +37,7 @@ class Coverage:
     failed: int
     """Tiles that could not be read."""
     absent: int | None
-    """Tiles of the catalogs that the archive's version lacks; None where no catalog was given: unknown."""
+    """Tiles of the catalogs that the version lacks; None where it records none and none was given: unknown."""
     tiles: pa.Table
     """`tile_id`, `status` (valid, nodata, failed or absent), `reason`, `acquired_at` and `bbox` of each."""
 
@@ -55,14 +60,43 @@ def coverage(
     """Arguments and result of `Archive.coverage`."""
     rows = archive.select(within=region, time=time).rows(COLUMNS)
     count = {status: pc.sum(pc.equal(rows["status"], status)).as_py() or 0 for status in ("valid", "nodata", "failed")}
-    absent = None
+    missing = None
     if catalog is not None:
         several = [catalog] if isinstance(catalog, str | os.PathLike | Catalog) else list(catalog)
         if not several:
             raise InputError("no catalogs to compare with; give one, or none at all")
-        missing = _absent(archive, [_rows(one, region, time) for one in several], rows.schema)
-        rows, absent = pa.concat_tables([rows, missing]), missing.num_rows
-    return Coverage(**count, absent=absent, tiles=rows)
+        missing = _lacking(archive, pa.concat_tables([_rows(one, region, time) for one in several]))
+    elif archive.catalogs:
+        missing = _recorded_lacking(archive, condition_of(None, region, time), rows)
+    if missing is None:
+        return Coverage(**count, absent=None, tiles=rows)
+    tiles = pa.concat_tables([rows, _as_absent(missing, rows.schema)])
+    return Coverage(**count, absent=missing.num_rows, tiles=tiles)
+
+
+def _recorded_lacking(archive: "Archive", condition: str, here: pa.Table) -> pa.Table:
+    """Rows of the recorded tiles that meet a condition, and of which the archive has no row at all; each tile once.
+
+    Args:
+        archive: a version that records catalogs.
+        condition: SQL over the columns that an index has too.
+        here: the index rows that meet it: mostly all that are looked for, so that the rest of the index is not read.
+    """
+    sql = (
+        f"SELECT DISTINCT ON (tile_id) tile_id, acquired_at, bbox FROM recorded WHERE {condition} "
+        "AND NOT EXISTS (SELECT 1 FROM here WHERE here.tile_id = recorded.tile_id) ORDER BY tile_id, acquired_at, bbox"
+    )
+    files, contract = archive.catalog_files, arrow_schema(CONTRACT)
+    try:
+        found = query(files, "recorded", sql, here=here.select(["tile_id"]))
+        found = found.cast(pa.schema([contract.field(name) for name in found.column_names]))
+    except (duckdb.Error, pa.ArrowException, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        unreadable = CorruptIndex(
+            f"{archive.url}: a recorded catalog does not read ({text}); run verify, or give coverage the catalogs"
+        )
+        raise typed(error) or unreadable from error
+    return found if condition == "true" or not found.num_rows else _lacking(archive, found)
 
 
 def _rows(catalog: str | os.PathLike[str] | Catalog, region: Any, time: Any) -> pa.Table:
@@ -75,15 +109,17 @@ def _rows(catalog: str | os.PathLike[str] | Catalog, region: Any, time: Any) -> 
     return table.select(["tile_id", "acquired_at", "bbox"])
 
 
-def _absent(archive: "Archive", tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Rows of the catalogs' tiles that the archive has no row of at all, each tile once."""
-    wanted = pa.concat_tables(tables)
+def _lacking(archive: "Archive", wanted: pa.Table) -> pa.Table:
+    """Rows of the tiles that the archive has no row of at all, each tile once."""
     ids = wanted["tile_id"].combine_chunks()
     query = "SELECT tile_id FROM embeddings WHERE tile_id IN (SELECT unnest(?))"
     there = archive.sql(query, [ids.to_pylist()]).to_arrow_table()["tile_id"]
     _, first = np.unique(ids.to_numpy(zero_copy_only=False).astype(str), return_index=True)
     wanted = wanted.take(pa.array(first))
-    wanted = wanted.filter(pc.invert(pc.is_in(wanted["tile_id"], there.combine_chunks())))
+    return wanted.filter(pc.invert(pc.is_in(wanted["tile_id"], there.combine_chunks())))
+
+
+def _as_absent(wanted: pa.Table, schema: pa.Schema) -> pa.Table:
     n = wanted.num_rows
     columns = {"status": pa.array(["absent"] * n, pa.string()), "reason": pa.nulls(n, pa.string())}
     arrays = [columns[f.name] if f.name in columns else wanted[f.name].cast(f.type) for f in schema]

@@ -69,7 +69,7 @@ def connect(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
         duckdb.Error: a file does not read; `typed` may know why.
     """
     connection = _cursor(files, query)
-    connection.execute(_view(_source(files)))
+    connection.execute(_view(files, _source(files)))
     return connection
 
 
@@ -82,11 +82,13 @@ def view_sql(files: IndexFiles) -> str:
     if not files.sizes:
         raise InputError(f"{files.store.url}: this version holds no tiles, so there is nothing to make a view of")
     urls = [without_secrets(f"{files.store.url}/{name}").replace("'", "''") for name in files.sizes]
-    return _view("read_parquet([{}])".format(", ".join(f"'{url}'" for url in urls)))
+    return _view(files, "read_parquet([{}])".format(", ".join(f"'{url}'" for url in urls)))
 
 
-def _view(source: str) -> str:
-    return contract_text("embeddings.sql").replace("$COLUMNS", _columns()).replace("$FILES", source).strip() + ";\n"
+def _view(files: IndexFiles, source: str) -> str:
+    return (
+        contract_text("embeddings.sql").replace("$COLUMNS", _columns(files)).replace("$FILES", source).strip() + ";\n"
+    )
 
 
 def select(files: IndexFiles, columns: str, condition: str, params: Sequence[Any] | None = None) -> pa.Table:
@@ -95,9 +97,20 @@ def select(files: IndexFiles, columns: str, condition: str, params: Sequence[Any
     Raises:
         duckdb.Error: a file does not read, or the condition does not run.
     """
-    connection = _cursor(files, condition)
-    query = f"WITH embeddings AS (SELECT {_columns()} FROM {_source(files)}) SELECT {columns} FROM embeddings"
-    return connection.sql(f"{query} WHERE {condition}", params=list(params) if params else None).to_arrow_table()
+    return query(files, "embeddings", f"SELECT {columns} FROM embeddings WHERE {condition}", params)
+
+
+def query(files: IndexFiles, name: str, sql: str, params: Sequence[Any] | None = None, **tables: pa.Table) -> pa.Table:
+    """Result of a query over the files as the table `name`, and over Arrow tables.
+
+    Raises:
+        duckdb.Error: a file does not read, or the query does not run.
+    """
+    connection = _cursor(files, sql)
+    for other, table in tables.items():
+        connection.register(other, table)
+    text = f"WITH {name} AS (SELECT {_columns(files)} FROM {_source(files)}) {sql}"
+    return connection.sql(text, params=list(params) if params else None).to_arrow_table()
 
 
 def typed(error: Exception) -> NecError | None:
@@ -124,7 +137,7 @@ def _cursor(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
         _mounted[_token(files)].add(files)
     connection = _database().cursor()
     if not files.sizes:
-        connection.register("no_rows", arrow_schema("index.json").empty_table())
+        connection.register("no_rows", arrow_schema(files.contract).empty_table())
     named = query.lower()
     for name in (name for name in _functions if name in named):  # each costs a millisecond
         connection.execute(f"CREATE TEMP MACRO {name}(payload) AS {name}_of('{_token(files)}', payload)")
@@ -133,8 +146,8 @@ def _cursor(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _columns() -> str:
-    return ", ".join(arrow_schema("index.json").names)  # files keep them in an order of their own
+def _columns(files: IndexFiles) -> str:
+    return ", ".join(arrow_schema(files.contract).names)  # files keep them in an order of their own
 
 
 @functools.cache

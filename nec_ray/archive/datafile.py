@@ -17,10 +17,12 @@ from nec_ray.contracts import arrow_schema
 from nec_ray.errors import CorruptIndex
 from nec_ray.storage import Store
 from nec_ray.storage.parquet import read_columns
-from nec_ray.tiles.geoparquet import geoparquet_bytes
+from nec_ray.tiles.geoparquet import ROW_GROUP, geoparquet_bytes
 from nec_ray.tiles.hilbert import spatial_order
 
 FILE_ROWS = 500_000
+_FOOTER, _FOOTER_GROUP = 16 << 10, 2500
+"""Bytes of a footer, about: of its key-value metadata, and of each row group."""
 _STATISTICS = ("tile_id", "codec_id", "status", "acquired_at")
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _NEAR = ("bbox", "label", "acquired_at", "status", "codec_id", "n_bytes", "tile_id", "payload")
@@ -39,6 +41,11 @@ class DataFile:
     def path(self) -> str:
         """Its name below the archive."""
         return f"{INDEX}/{self.name}"
+
+    @property
+    def footer(self) -> int:
+        """Bytes of its footer, about."""
+        return _FOOTER + _FOOTER_GROUP * -(-self.rows // ROW_GROUP)
 
     def removal(self) -> RemoveAction:
         """The action that takes it out of the table."""

@@ -15,30 +15,33 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from nec_ray.archive.datafile import DataFile
+from nec_ray.archive.recorded import RecordedCatalog
 from nec_ray.errors import NecError, NotFound
 from nec_ray.storage import RangeReader, Store
-from nec_ray.tiles.geoparquet import ROW_GROUP
 
 PROTOCOL = "nec"
-_FOOTER, _FOOTER_GROUP = 16 << 10, 2500
-"""Bytes of a data file's footer, about: of its key-value metadata, and of each row group."""
+_LONGEST_FOOTER = 64 << 20
+"""Of a longer one, that a log from outside may claim, the rest is fetched when it is asked for."""
 
 
 class IndexFiles:
-    """The data files of a version; their footers are fetched once, whoever asks.
+    """The data files of a version, or its recorded catalogs; their footers are fetched once, whoever asks.
 
     Args:
         store: the archive.
         files: what may be read, and nothing else.
+        contract: the contract that their columns follow.
 
     Attributes:
         store: the archive.
+        contract: the contract that their columns follow.
         listed: the files.
         sizes: bytes of each file, by its name below the archive.
     """
 
-    def __init__(self, store: Store, files: Sequence[DataFile]) -> None:
+    def __init__(self, store: Store, files: Sequence[DataFile | RecordedCatalog], contract: str = "index.json") -> None:
         self.store = store
+        self.contract = contract
         self.listed = tuple(files)
         self._files = {file.path: file for file in files}
         self.sizes = {file.path: file.size for file in files}
@@ -54,8 +57,7 @@ class IndexFiles:
             NotFound: it is gone.
         """
         file = self._files[name]
-        footer = _FOOTER + _FOOTER_GROUP * -(-file.rows // ROW_GROUP)
-        first = max(0, file.size - footer)
+        first = max(0, file.size - min(file.footer, _LONGEST_FOOTER))
         try:
             if start < first:
                 return self._fetch(name, start, end)

@@ -6,15 +6,15 @@ so that no tile id is ever there twice.
 """
 
 import hashlib
+import json
 import random
 import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from itertools import starmap
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from nec_ray.archive.datafile import DataFile, read_file, write_files
 from nec_ray.archive.log import Entry, Log
+from nec_ray.archive.recorded import RecordedCatalog, recorded_catalogs
 from nec_ray.contracts import arrow_schema
 from nec_ray.errors import ConflictError, CorruptIndex, InputError, NotFound
 from nec_ray.storage import Store
@@ -45,6 +46,8 @@ class Version:
 
     number: int
     files: tuple[DataFile, ...]
+    properties: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Of the table: they name the recorded catalogs."""
 
     @property
     def rows(self) -> int:
@@ -73,9 +76,9 @@ class Index:
         self._log = Log(store)
         self._known: dict[str, npt.NDArray[np.uint64]] = {}
 
-    def create(self) -> None:
-        """Create the empty table (version 0) unless it is there."""
-        self._log.create(arrow_schema("index.json"))
+    def create(self, catalogs: Iterable[RecordedCatalog] = ()) -> None:
+        """Create the empty table (version 0), in which these catalogs are recorded, unless there is one."""
+        self._log.create(arrow_schema("index.json"), _properties(catalogs))
 
     def exists(self) -> bool:
         """Whether there is an index."""
@@ -99,7 +102,31 @@ class Index:
                 )
         if len({file.name for file in files}) < len(files):
             raise CorruptIndex(f"{self._log.uri}: the log names a data file twice")
-        return Version(table.version(), tuple(sorted(files, key=lambda file: file.name)))
+        named = table.metadata().configuration
+        return Version(table.version(), tuple(sorted(files, key=lambda file: file.name)), named)
+
+    def catalogs(self, version: Version) -> tuple[RecordedCatalog, ...]:
+        """The catalogs that are recorded in a version.
+
+        Raises:
+            CorruptIndex: a name or value that cannot be.
+        """
+        return recorded_catalogs(self._log.uri, version.properties)
+
+    def record(self, catalogs: Collection[RecordedCatalog]) -> None:
+        """Record catalogs, whose objects are there, in one transaction; those that are recorded are left as they are.
+
+        Raises:
+            ConflictError: other writers came first every time.
+            StorageError: the store refused.
+        """
+        for attempt in range(_ATTEMPTS):
+            current = self.version()
+            new = set(catalogs) - set(self.catalogs(current))
+            if not new or self._log.set_properties(current.number, _properties(new), "catalog"):
+                return
+            _pause(attempt)
+        raise self._outrun()
 
     def history(self) -> list[Entry]:
         """All commits, the newest first."""
@@ -193,9 +220,16 @@ class Index:
 
         return self._transact(actions, operation)
 
-    def files_since(self, version: int) -> set[DataFile]:
-        """The data files of a version and of all later ones."""
-        return {*self.version(version).files, *starmap(DataFile, self._log.added_since(version))}
+    def needed_since(self, number: int) -> tuple[set[DataFile], set[RecordedCatalog]]:
+        """The data files and the recorded catalogs of a version and of all later ones."""
+        version = self.version(number)
+        files, catalogs = {*version.files}, {*self.catalogs(version)}
+        for action in self._log.since(number):
+            if added := action.get("add"):
+                files.add(DataFile(added["path"], added["size"], json.loads(added["stats"])["numRecords"]))
+            if changed := action.get("metaData"):
+                catalogs.update(recorded_catalogs(self._log.uri, changed["configuration"]))
+        return files, catalogs
 
     def restore(self, number: int) -> int:
         """Make the files of an older version the newest; the number of the version made.
@@ -318,6 +352,10 @@ class Index:
             first = min(entry.time for entry in entries).isoformat(timespec="seconds") if entries else "none"
             raise NotFound(f"{self._store.url}: no version at {moment.isoformat()}; the archive is younger, of {first}")
         return max(older)
+
+
+def _properties(catalogs: Iterable[RecordedCatalog]) -> dict[str, str]:
+    return {key: value for one in catalogs for key, value in one.properties.items()}
 
 
 def _digest(ids: pa.Array | pa.ChunkedArray) -> bytes:

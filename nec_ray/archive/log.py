@@ -6,11 +6,12 @@ would check again is files, not tile ids.
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema, Transaction
@@ -40,7 +41,7 @@ class Entry:
     time: datetime
     """By the clock of the writer, UTC."""
     operation: str
-    """append, delete, compact, reencode, restore, rebuild, or create."""
+    """append, delete, compact, reencode, restore, rebuild, catalog, or create."""
 
 
 class Log:
@@ -52,8 +53,8 @@ class Log:
         self._delta = store.is_local or store.lists  # delta-rs lists: where that cannot be, it reads a copy
         self._opened: DeltaTable | None = None
 
-    def create(self, schema: pa.Schema) -> None:
-        """Create an empty table, version 0, unless one is there."""
+    def create(self, schema: pa.Schema, properties: Mapping[str, str]) -> None:
+        """Create an empty table, version 0, with these properties, unless one is there."""
         self._store.check_writable()
         try:
             DeltaTable.create(
@@ -61,7 +62,8 @@ class Log:
                 Schema.from_arrow(schema),
                 mode="error",
                 name="embeddings",
-                configuration={"delta.checkpointInterval": str(_CHECKPOINT_EVERY)},
+                configuration={"delta.checkpointInterval": str(_CHECKPOINT_EVERY), **properties},
+                raise_if_key_not_exists=False,  # which is about Delta's own properties
                 storage_options=self._store.delta_options(),
                 commit_properties=CommitProperties(custom_metadata={_OPERATION: "create"}),
             )
@@ -113,9 +115,7 @@ class Log:
             StorageError: the store refused, and nothing was committed.
         """
         self._store.check_writable()
-        opened = self._opened
-        table = opened if opened is not None and opened.version() == version else self.open(version)
-        self._opened = None  # delta-rs moves it on to whatever the commit meets
+        table = self._take(version)
         properties = CommitProperties(
             custom_metadata={_OPERATION: operation, _COMMIT: name},
             max_commit_retries=0,
@@ -138,6 +138,26 @@ class Log:
             raise StorageError(f"{self.uri}: the commit failed ({line(error)}); run the command again") from error
         return True
 
+    def set_properties(self, version: int, properties: Mapping[str, str], operation: str) -> bool:
+        """Commit table properties on top of `version`; false where somebody else's commit came first.
+
+        Raises:
+            StorageError: the store refused, and nothing was committed.
+        """
+        self._store.check_writable()
+        try:
+            self._take(version).alter.set_table_properties(
+                dict(properties),
+                raise_if_not_exists=False,
+                commit_properties=CommitProperties(custom_metadata={_OPERATION: operation}, max_commit_retries=0),
+                post_commithook_properties=_HOOKS,
+            )
+        except (DeltaError, OSError) as error:
+            if isinstance(error, CommitFailedError) or is_passing(error):  # perhaps it landed and the answer was lost
+                return False
+            raise StorageError(f"{self.uri}: the commit failed ({line(error)}); run the command again") from error
+        return True
+
     def restore(self, version: int, current: int) -> bool:
         """Commit the files of an older version as the newest; false where somebody else's commit came first."""
         self._store.check_writable()  # of a web server's log there is a copy only, on which a commit would land
@@ -151,8 +171,8 @@ class Log:
             raise StorageError(f"{self.uri}: cannot be restored to version {version} ({line(error)})") from error
         return True
 
-    def added_since(self, version: int) -> Iterator[tuple[str, int, int]]:
-        """(name, bytes, rows) of every data file that a later commit added."""
+    def since(self, version: int) -> Iterator[dict[str, Any]]:
+        """The actions of all later commits, as the Delta protocol writes them."""
         number = version
         while True:
             number += 1
@@ -160,10 +180,7 @@ class Log:
                 lines = self._store.read(_commit_name(number)).splitlines()
             except NotFound:
                 return
-            for entry in map(json.loads, lines):
-                if "add" in entry:
-                    added = entry["add"]
-                    yield added["path"], added["size"], json.loads(added["stats"])["numRecords"]
+            yield from map(json.loads, lines)
 
     def history(self) -> list[Entry]:
         """All commits, the newest first."""
@@ -183,6 +200,14 @@ class Log:
             )
             for entry in patiently(table.history)
         ]
+
+    def _take(self, version: int) -> DeltaTable:
+        """The table at a version, to commit on: delta-rs moves it on to whatever the commit meets."""
+        opened, self._opened = self._opened, None
+        if opened is not None and opened.version() == version:
+            return opened
+        table, self._opened = self.open(version), None
+        return table
 
     def _open(self, uri: str, version: int | None, options: dict[str, str]) -> DeltaTable:
         try:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from nec_ray.archive import intersects  # noqa: F401  (a function of SQL)
 from nec_ray.archive.database import connect, select, sql_function, typed
-from nec_ray.archive.datafile import read_file
+from nec_ray.archive.datafile import DataFile, read_file
 from nec_ray.archive.filesystem import IndexFiles
 from nec_ray.archive.guard import check_calls
 from nec_ray.archive.hints import sql_hint
@@ -194,7 +194,7 @@ def _symbols(files: IndexFiles, payload: pa.ChunkedArray) -> Iterator[tuple[list
 def _tile_at(files: IndexFiles, pack: str | None, offset: int | None) -> str | None:
     """Whose payload lies there; slow, since all of the index is looked through."""
     with suppress(NecError):  # that something is damaged is the better word
-        for file in files.listed:
+        for file in (one for one in files.listed if isinstance(one, DataFile)):
             rows = read_file(files.store, file, ["tile_id", "payload"])
             here = [
                 pc.equal(pc.struct_field(rows["payload"], name), at)

@@ -1,4 +1,4 @@
-"""Checks that every payload of an archive's version is there, is the one that was written, and decodes."""
+"""Checks that every payload and recorded catalog of an archive's version is there and is the one that was written."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ import pyarrow as pa
 from nec_ray.archive.archive import Archive
 from nec_ray.archive.layout import archive_codec
 from nec_ray.archive.payloads import References, decode, fetch, references
+from nec_ray.archive.recorded import REMEDY, check_recorded
 from nec_ray.codec import Codec, Payloads
 from nec_ray.errors import CorruptIndex, CorruptPack, DataError, NotFound
 from nec_ray.storage import Store
@@ -36,14 +37,16 @@ class Verified:
     """Payloads that were fetched, hashed and decoded, or could not be."""
     payload_bytes: int
     faults: list[Fault]
+    catalogs: list[str]
+    """What is wrong with recorded catalogs."""
 
 
 def verify(archive: Archive, *, sample: int | None = None, seed: int = 0, progress: Progress | None = None) -> Verified:
-    """Check the rows, and every payload or a random sample of them.
+    """Check the rows, and every payload or a random sample of them; and the recorded catalogs.
 
     Args:
         archive: what to check.
-        sample: how many payloads; all where it is None.
+        sample: how many payloads, and of catalogs nothing but their size; everything where it is None.
         seed: of the sample.
         progress: called with (payloads checked, payloads to check).
 
@@ -74,7 +77,24 @@ def verify(archive: Archive, *, sample: int | None = None, seed: int = 0, progre
             checked += mine.num_rows
             if progress:
                 progress(checked, rows.num_rows)
-    return Verified(len(archive), checked, size, faults)
+    return Verified(len(archive), checked, size, faults, _wrong_catalogs(archive, whole=sample is None))
+
+
+def _wrong_catalogs(archive: Archive, *, whole: bool) -> list[str]:
+    try:
+        catalogs = archive.catalogs
+    except CorruptIndex as error:
+        return [str(error)]
+    store, wrong = Store(archive.url), []
+    for one in catalogs:
+        try:
+            if store.size(one.path) != one.size or (whole and check_recorded(store, one.path) != one):
+                wrong.append(f"{store.url}: {one.path} is not the object that the index names; {REMEDY}")
+        except NotFound:
+            wrong.append(f"{store.url}: {one.path} is gone; encode its catalog again")
+        except CorruptIndex as error:
+            wrong.append(str(error))
+    return wrong
 
 
 def _wrong_rows(rows: pa.Table) -> list[Fault]:

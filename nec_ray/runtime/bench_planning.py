@@ -58,6 +58,8 @@ def bench_planning(tiles: int, folder: Path | None = None, *, say: Say = lambda 
         `disk_mb` (what the step left behind), and what it found.
     """
     rows = []
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nec-bench-planning-", dir=folder) as name:
         work = Path(name)
         for step in (_catalog, _plan, _encode, _query, _pull, _reencode):

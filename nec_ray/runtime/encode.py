@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from nec_ray.archive.layout import (
     install_codec,
     read_info,
 )
+from nec_ray.archive.recorded import RecordedCatalog, check_recorded, write_recorded
 from nec_ray.codec import Codec
 from nec_ray.runtime.choose import akin_codecs, choose_codec
 from nec_ray.runtime.commit import Committer, Progress
@@ -208,13 +209,33 @@ def prepare(
             todo = planned(index if exists else None)
             if create:  # only now: what plan() refuses must leave no trace
                 metadata = tiles.metadata
+                known = index.catalogs(todo.base)
+                asked = _recorded(store, ledger, known, folder)
                 create_archive(store, ArchiveInfo(licence=metadata.licence, attribution=metadata.attribution))
-                index.create()
+                index.create(asked)
                 install_codec(store, codec)
+                if not set(asked) <= set(known):
+                    index.record(asked)
                 codec = archive_codec(store, codec.id)
                 if not exists:
                     todo = planned(index)
             yield Prepared(tiles, ledger, codec, todo, store, index)
+
+
+def _recorded(store: Store, ledger: Ledger, known: Collection[RecordedCatalog], folder: Path) -> list[RecordedCatalog]:
+    """The tiles that are asked for as a recorded catalog, whose object is there; none where no tile is asked for.
+
+    Before the first of them is encoded, so that also an interrupted run leaves behind what is absent.
+    """
+    found = [one for one in known if one.digest == ledger.digest and store.exists(one.path)]
+    if found or not ledger.asked:
+        return found
+    path = folder / "recorded.parquet"
+    made = write_recorded(ledger.asked_tiles(), path)
+    if store.create_from(made.path, path):
+        return [made]
+    store.touch(made.path)  # or gc might take what nobody had use for so far
+    return [check_recorded(store, made.path)]  # which another release of Arrow may have written
 
 
 def _account(run: Prepared, committer: Committer, seconds: float) -> Account:

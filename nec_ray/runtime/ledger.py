@@ -1,7 +1,7 @@
 """What a run was asked for and what the archive holds, joined by DuckDB, which goes to disk where memory is short."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive.index import Index, Version
+from nec_ray.archive.recorded import Digest
 from nec_ray.tiles import OrderedTiles
 from nec_ray.tiles.catalog import repeated, rows_where
 
@@ -61,6 +62,10 @@ class Ledger:
         folder: where the database may write.
         where: SQL condition over a tile's columns; all tiles where it is None.
 
+    Attributes:
+        asked: number of tiles that were asked for.
+        digest: of them, by which the archive records them.
+
     Raises:
         BadCatalog: a tile id stands twice.
         BadQuery: the condition does not parse or does not run.
@@ -74,22 +79,34 @@ class Ledger:
         )
         self._db.execute(_SCHEMA)
         self._db.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
+        self._tiles = tiles
+        self._asked: list[npt.NDArray[np.bool_]] = []
+        digest = Digest()
         waiting: list[pa.Table] = []
         start = 0
         for table in tiles.batches():
-            waiting.append(_described(table, start, where))
+            asked = _asked(table, where)
+            digest.update(table.filter(asked))
+            self._asked.append(asked)
+            waiting.append(_described(table, start, asked))
             start += table.num_rows
             if start % _BATCH == 0 or start == len(tiles):
                 self._insert("tiles", pa.concat_tables(waiting))
                 waiting = []
         self._check_unique(tiles.url)
-        self.asked = self._number("SELECT count(*) FROM tiles WHERE asked")
+        self.asked = sum(int(asked.sum()) for asked in self._asked)
+        self.digest = digest.hexdigest()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._db.close()
+
+    def asked_tiles(self) -> Iterator[pa.Table]:
+        """Catalog rows of the tiles that were asked for, in spatial order, some at a time."""
+        for asked, table in zip(self._asked, self._tiles.batches(), strict=True):
+            yield table.filter(asked)
 
     def read(self, index: Index, version: Version) -> None:
         """Make `committed` the rows of a version, one file after the other."""
@@ -169,16 +186,16 @@ class Ledger:
         [row] = self._db.execute(sql, list(params)).fetchall()
         return tuple(row)
 
-    def _number(self, sql: str) -> int:
-        return int(self._row(sql)[0])
 
-
-def _described(table: pa.Table, start: int, where: str | None) -> pa.Table:
-    n = table.num_rows
-    asked = np.ones(n, bool)
+def _asked(table: pa.Table, where: str | None) -> npt.NDArray[np.bool_]:
+    asked = np.full(table.num_rows, where is None)
     if where is not None:
-        asked[:] = False
         asked[rows_where(table, where).to_numpy()] = True
+    return asked
+
+
+def _described(table: pa.Table, start: int, asked: npt.NDArray[np.bool_]) -> pa.Table:
+    n = table.num_rows
     sizes = np.array([np.dtype(name).itemsize for name in table["dtype"].to_pylist()], np.int64)
     pixels = np.multiply(table["width"].to_numpy(), table["height"].to_numpy(), dtype=np.int64)
     bands = pc.list_value_length(table["bands"]).to_numpy()

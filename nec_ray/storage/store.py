@@ -27,6 +27,7 @@ from nec_ray.storage.faults import first_byte, is_taken, patiently, typed_errors
 _PART_BYTES = 16 << 20
 """Parts of a multipart upload, of which a few are in memory at a time."""
 _UPLOADS = 4
+_COPY_BYTES = 64 << 20
 _READERS = 16
 _WEB = ("http", "https")
 
@@ -121,6 +122,17 @@ class Store:
         """An object as a seekable file; on object stores a read fetches just the bytes asked for, patiently."""
         with self._call(name, lambda path: self._fs.open(path, "rb")) if self.is_local else self._remote(name) as file:
             yield file
+
+    def local_file(self, name: str, folder: Path) -> Path:
+        """A path of an object: its own on a local disk, else that of a copy in `folder`, made in parts."""
+        size = self.size(name)
+        if self.is_local:
+            return Path(self.path(name))
+        copy = folder / PurePosixPath(name).name
+        with copy.open("wb") as out:
+            for start in range(0, size, _COPY_BYTES):
+                out.write(self.read_range(name, start, min(start + _COPY_BYTES, size)))
+        return copy
 
     def size(self, name: str) -> int:
         """Length of an object in bytes."""

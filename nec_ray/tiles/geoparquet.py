@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,19 +33,29 @@ def geoparquet_bytes(
     metadata = dict(key_value or {})
     if table["geometry"].null_count < table.num_rows:  # geopandas refuses a geo key without a geometry
         metadata["geo"] = geo_key(table["bbox"])
-    leaves = _leaves(table.schema)
-    encodings = {name: encoding for name, encoding in _ENCODINGS.items() if name in leaves}
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
+    with parquet_writer(sink, table.schema.with_metadata(metadata)) as writer:
+        writer.write_table(table, row_group_size=row_group_size)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of tables of tiles, compressed by zstd, with the statistics by which readers skip row groups.
+
+    Args:
+        sink: a path, or an Arrow stream.
+        schema: of the tables, with the file's metadata.
+    """
+    leaves = _leaves(schema)
+    encodings = {name: encoding for name, encoding in _ENCODINGS.items() if name in leaves}
+    return pq.ParquetWriter(
         sink,
-        table.schema.with_metadata(metadata),
+        schema,
         compression="zstd",
         write_statistics=[name for name in _STATISTICS if name in leaves],
         use_dictionary=[name for name in leaves if name not in encodings and name not in _ALL_DISTINCT],
         column_encoding=encodings,
-    ) as writer:
-        writer.write_table(table, row_group_size=row_group_size)
-    return bytes(sink.getvalue().to_pybytes())
+    )
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -19,7 +19,6 @@ BATCH = 8192
 """Rows that are read at once."""
 _BUCKET = 1 << 20
 """Rows that are sorted at once."""
-_READ = 64 << 20
 _ZSTD = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -43,7 +42,8 @@ class OrderedTiles:
         self.band_sets: set[tuple[str, ...]] = set()
         self.dtypes: set[str] = set()
         try:
-            source = pq.ParquetFile(_local(self.url, folder))
+            place, _, name = self.url.rpartition("/")
+            source = pq.ParquetFile(Store(place or "/").local_file(name, folder))
             self.metadata: CatalogMetadata = catalog_metadata(source.schema_arrow.metadata or {}, self.url)
             self._path = folder / "tiles.arrow"
             self._sort(source, folder, bucket)
@@ -124,20 +124,6 @@ class _Spool:
         with pa.OSFile(os.fspath(self._path)) as file:
             yield pa.ipc.open_file(file).read_all()
         self._path.unlink()
-
-
-def _local(url: str, folder: Path) -> str:
-    """A path of the file at `url`: its own, or that of a copy."""
-    place, _, name = url.rpartition("/")
-    store = Store(place or "/")
-    size = store.size(name)
-    if store.is_local:
-        return url
-    copy = folder / "catalog.parquet"
-    with copy.open("wb") as out:
-        for start in range(0, size, _READ):
-            out.write(store.read_range(name, start, min(start + _READ, size)))
-    return os.fspath(copy)
 
 
 def _keys(source: pq.ParquetFile) -> npt.NDArray[np.int64]:
