@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nec_ray.errors import BadSource, InputError
 from nec_ray.storage import Store, normalise_url, read_url
-from nec_ray.tiles.geobench_sample import FILE_NAMES, FILLED, OF_SO2SAT, SampleFile, file_names, misnamed, open_sample
+from nec_ray.tiles.geobench_sample import FILE_NAMES, SampleFile, file_names, misnamed, open_sample, stand_ins
 from nec_ray.tiles.modalities import S2_TYPES, SENTINEL2_BANDS
 from nec_ray.tiles.pickled import Record, parse
 from nec_ray.tiles.rows import SAMPLE, TASK_SPECS
@@ -176,7 +176,9 @@ class GeobenchDataset:
         if of == "data set":
             where = self._where("band_stats.json")
             document = _object(self._text("band_stats.json"), where)
-            named = [document.get(self.file_names.get(self._source_of(band), band)) for band in bands]
+            filled = stand_ins(self.bands)
+            held = [filled.get(band, band) for band in bands]
+            named = [document.get(self.file_names.get(band, band)) for band in held]
             pairs = [(one.get("mean"), one.get("std")) if isinstance(one, dict) else (None, None) for one in named]
         else:
             if of not in S2_TYPES or pretraining is None:
@@ -227,11 +229,6 @@ class GeobenchDataset:
         if numbers.size != 1 or not 0 <= numbers.flat[0] < count:
             raise BadSource(f"{file.where}: its label is no number of one of {count} classes")
         return int(numbers.flat[0])
-
-    def _source_of(self, band: str) -> str:
-        """The band itself, or the one that stands for it."""
-        own = OF_SO2SAT in self.bands and band in FILLED
-        return FILLED[band] if own else band
 
     def _check_bands(self, bands: Sequence[str]) -> None:
         if missing := [band for band in bands if band not in self.bands]:
@@ -286,10 +283,9 @@ def _bands(infos: Any, file_names: Mapping[str, str], where: str) -> tuple[str, 
         names.append(own.get(name, name) if info.name.name == "Sentinel2" else name)
     if not names or len(set(names)) != len(names):
         raise BadSource(f"{where}: the bands of the task are none, or two have the same name")
-    if OF_SO2SAT in names:
-        for band, source in FILLED.items():
-            if band not in names and source in names:
-                names.insert(names.index(source), band)
+    for band, source in stand_ins(names).items():
+        if band not in names and source in names:
+            names.insert(names.index(source), band)
     return tuple(names)
 
 

@@ -8,12 +8,14 @@ bands keep GEO-Bench's. Three data sets need more:
   copies of B2 and B8A (MMEarth, supplement B; `geobenchdataset.py` of MMEarth-train).
 - EuroSAT's last five bands and most of Brick Kiln's have other names in GEO-Bench than they are (its issues 28 and 29).
   They are known by the folder's name, and get the right ones.
+- Brick Kiln has 10 of the 12 bands, and 3 of a true-colour image: B6 and B9 are copies of B7 and B8A. (MMEarth's code
+  reads it by the wrong names, which gives an encoder green and blue of that image as B11 and B12.)
 """
 
 import ast
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,10 +61,14 @@ _BRICK_KILN = {
     "TCI_B": "12 - SWIR",
 }
 _MISNAMED = {"eurosat": _EUROSAT, "brick-kiln": _BRICK_KILN}
-FILLED = {"B1": "B2", "B9": "B8A"}
-"""In So2Sat: the band of the closest wavelength stands for each that it lacks."""
-OF_SO2SAT = "01 - VH.Real"
+_OF_SO2SAT = "01 - VH.Real"
 """The first of its Sentinel-1 bands; no other data set of GEO-Bench has any."""
+_OF_BRICK_KILN = "TCI_R"
+_STAND_INS = {
+    _OF_SO2SAT: {"B1": "B2", "B9": "B8A"},
+    # B5 is 6 nm closer to B6, but on the other side of the red edge: in EuroSAT's samples B6 goes with B7.
+    _OF_BRICK_KILN: {"B6": "B7", "B9": "B8A"},
+}
 _SO2SAT_SCALE = 10_000
 _MOST_TEXT = 1 << 22
 _BYTES = re.compile(
@@ -82,6 +88,16 @@ def misnamed(name: str) -> str | None:
     """Which of the data sets with wrong band names a folder's name, such as m-eurosat, says that it is."""
     plain = name.lower().replace("_", "-").removeprefix("m-")
     return next((known for known in _MISNAMED if plain.startswith(known)), None)
+
+
+def stand_ins(bands: Iterable[str]) -> dict[str, str]:
+    """The band that stands for each Sentinel-2 band that a data set lacks: So2Sat's closest by wavelength, and so on.
+
+    Args:
+        bands: of the data set, by their names here.
+    """
+    there = set(bands)
+    return next((filled for band, filled in _STAND_INS.items() if band in there), {})
 
 
 @contextmanager
@@ -118,6 +134,7 @@ class SampleFile:
         self._file = file
         self._file_names = file_names
         self._names: list[str] = list(file)
+        self._filled = stand_ins([*self._names, *file_names])
 
     @functools.cached_property
     def attributes(self) -> dict[str, Any]:
@@ -178,10 +195,9 @@ class SampleFile:
 
     def _found(self, bands: Sequence[str]) -> dict[str, Any]:
         """The data set of each band, all of one size."""
-        is_so2sat = OF_SO2SAT in self._names
         found = {}
         for band in bands:
-            named = self._named(band) or (self._named(FILLED.get(band, band)) if is_so2sat else [])
+            named = self._named(band) or self._named(self._filled.get(band, band))
             if len(named) != 1:
                 said = f"{len(named)} data sets, of several times," if named else "no data set"
                 raise BadSource(f"{self.where}: has {said} for the band {band}")
@@ -208,7 +224,7 @@ class SampleFile:
         return found
 
     def _is_scaled(self, band: str) -> bool:
-        return band in FILE_NAMES and OF_SO2SAT in self._names
+        return band in FILE_NAMES and _OF_SO2SAT in self._names
 
 
 def pickle_of(text: Any, where: str) -> bytes:

@@ -74,7 +74,7 @@ class GeobenchTask:
     test_y: Target = field(init=False)
 
     def __post_init__(self) -> None:
-        self.dataset = GeobenchDataset(self.url)
+        self.dataset = GeobenchDataset(self.url, as_published=self.settings.band_names == "published")
         if self.settings.partition == EVERY_SAMPLE:
             self.train = self.test = self.dataset.samples
         else:
@@ -91,7 +91,8 @@ class GeobenchTask:
         """The folder's, and which part of it."""
         part = "" if self.settings.partition == "default" else f", {self.settings.partition}"
         of = "" if self.settings.statistics == "data set" else f", statistics of {self.settings.statistics}"
-        return f"{self.dataset.name}{part}{of}"
+        names = "" if self.settings.band_names == "corrected" else ", GEO-Bench's band names"
+        return f"{self.dataset.name}{part}{of}{names}"
 
     @property
     def paper(self) -> str | None:

@@ -45,6 +45,9 @@ class Dataset(Section):
     (MMEarth, Table A4). Codecs keep their own."""
     band_statistics: str | None = None
     """MMEarth's `*_band_stats.json`, a path or URL, for `l1c` and `l2a`."""
+    band_names: Literal["corrected", "published"] = "corrected"
+    """Of EuroSAT and Brick Kiln: those of what the bands hold, or GEO-Bench's own, some of which are wrong; MMEarth's
+    released code reads the bands by these. Codecs and archives know the corrected ones alone."""
 
     @field_validator("samples")
     @classmethod
@@ -255,6 +258,9 @@ class GeobenchExperiment(Section):
         asked = [dataset.model_dump_json(exclude={"paper", "samples"}) for dataset in self.geobench]
         if len(set(asked)) < len(asked):
             raise ValueError("a data set stands twice; list its numbers of samples together")
+        published = any(dataset.band_names == "published" for dataset in self.geobench)
+        if published and not all(isinstance(encoder, _OfPixels) for encoder in self.encoders):
+            raise ValueError("band_names published: codecs and archives know the corrected ones; evaluate them apart")
         return self
 
     @property
