@@ -25,12 +25,13 @@ from nec_ray.archive.change import delete, rebuild, restore
 from nec_ray.archive.collect import collect
 from nec_ray.archive.compact import compact
 from nec_ray.archive.index import Index
+from nec_ray.archive.recorded import write_recorded
 from nec_ray.archive.verify import verify
 from nec_ray.errors import ConflictError, InputError, NotFound, StorageError
 from nec_ray.storage import Store
 from nec_ray.storage.faults import is_passing
 from tests.archive import writer
-from tests.archive.make import Made, empty_archive, filled_archive, pack
+from tests.archive.make import Made, empty_archive, filled_archive, index_rows, pack
 from tests.faults import FaultyProxy
 from tests.s3 import Server
 
@@ -348,6 +349,14 @@ def test_a_public_archive_is_read_without_credentials_and_over_plain_http(s3_ser
     assert [entry.version for entry in Index(Store(web)).history()] == [4, 3, 2, 1, 0]
     with pytest.raises(NotFound, match="no version 9; the newest is 4"):
         open_archive(web, 9)
+    asked = write_recorded([index_rows(["t000", "t001", "later1", "wanted"], "")], tmp_path / "asked.parquet")
+    assert made.store.create_from(asked.path, tmp_path / "asked.parquet")
+    made.index.record([asked])
+    made.index.record([asked])
+    assert open_archive(web).version == 5
+    assert open_archive(web).coverage().absent == open_archive(made.url).coverage(time="2020-05").absent == 1
+    assert open_archive(web, 4).coverage().absent is None
+    assert not verify(open_archive(web)).catalogs
     with pytest.raises(InputError, match="nothing can be written"):
         Store(web).create("x", b"")
     with pytest.raises(InputError, match="lists nothing"):
