@@ -52,8 +52,8 @@ def draw_rate_accuracy(
     """Draw a picture, a panel a task and measure: a curve's methods are joined, bars are the spread over seeds.
 
     Args:
-        summary: rows of one share of labels with `method`, `task`, `bytes_per_tile`, `majority`, and measures with
-            their `_std` (None for a single seed).
+        summary: rows of one share of labels with `method`, `task`, `bytes_per_tile` (None where pixels are encoded and
+            nothing is fetched: a level line), `majority`, and measures with their `_std` (None for a single seed).
         curves: names of each curve's methods.
         title: of the picture; none where it is empty.
         out: PNG file to write.
@@ -172,7 +172,12 @@ def draw_rate_distortion(summary: Rows, curves: Curves, title: str, out: Path, *
 
 def _draw(axes: Any, rows: Rows, curves: Curves, across: str, up: str) -> None:
     for number, (curve, names) in enumerate(curves.items()):
-        mine = sorted((row for row in rows if row["method"] in names), key=lambda row: row[across])
+        colour = _COLOURS[number % len(_COLOURS)]
+        there = [row for row in rows if row["method"] in names]
+        for row in there:
+            if row[across] is None:
+                axes.axhline(row[up], label=curve, color=colour, linestyle=(0, (6, 3)), linewidth=1.6)
+        mine = sorted((row for row in there if row[across] is not None), key=lambda row: row[across])
         if not mine:
             continue
         axes.errorbar(
@@ -180,7 +185,7 @@ def _draw(axes: Any, rows: Rows, curves: Curves, across: str, up: str) -> None:
             [row[up] for row in mine],
             [row.get(f"{up}_std") or 0 for row in mine],
             label=curve,
-            color=_COLOURS[number % len(_COLOURS)],
+            color=colour,
             marker=_MARKERS[number % len(_MARKERS)],
             linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
             markeredgecolor="black",

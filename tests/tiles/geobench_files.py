@@ -173,6 +173,7 @@ def write_dataset(
     size: int = 8,
     names: Sequence[str] = S2_NAMES,
     seed: int = 0,
+    noise: float = 1.0,
 ) -> dict[str, Any]:
     """Write a data set: half its samples to train on, a quarter each for validation and test.
 
@@ -184,6 +185,7 @@ def write_dataset(
         size: rows and columns of a sample.
         names: of its bands.
         seed: of everything that is drawn.
+        noise: share of a pixel that is drawn; the rest is its class's, where samples are of one class.
 
     Returns:
         The label of each sample, by its name.
@@ -199,11 +201,13 @@ def write_dataset(
     }[task]
     (folder / "task_specs.pkl").write_bytes(task_specs(folder.name, list(infos.values()), label_type, size))
     labels: dict[str, Any] = {}
+    shades = np.random.default_rng([seed, 1]).integers(1, 9000, (classes, len(names)))
     planes: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
     for number in range(samples):
         sample = f"id_{number:04d}"
-        for name in names:
-            plane = rng.integers(1, 9000, (size, size), np.int16)
+        for name, shade in zip(names, shades[number % classes], strict=True):
+            drawn_pixels = rng.integers(1, 9000, (size, size), np.int16)
+            plane = (noise * drawn_pixels + (1 - noise) * shade).astype(np.int16)
             planes[name].append(plane / np.float32(10_000) if names == SO2SAT_NAMES else plane)
         bands = [(infos[name], kept[-1]) for name, kept in planes.items()]
         path = folder / f"{sample}.hdf5"

@@ -57,8 +57,8 @@ def write_pictures(document: Row, curves: Mapping[str, Sequence[str]], out: Path
             files[f"{name}: scores against training samples"] = draw_label_efficiency(
                 drawn, curves, most, name, path, several
             )
-        whole = [row for row in drawn if row["samples"] == most and row["bytes_per_tile"] is not None]
-        coded = [panel for panel in panels if len({r["bytes_per_tile"] for r in whole if r["task"] == panel[0]}) > 1]
+        whole = [row for row in drawn if row["samples"] == most]
+        coded = [panel for panel in panels if len(_bytes(whole, panel) - {None}) > 1]
         if coded:
             path = out / f"rate_accuracy-{number}.png"
             files[f"{name}: scores against bytes a tile"] = draw_rate_accuracy(whole, curves, name, path, coded)
@@ -128,6 +128,10 @@ def _by_dataset(summary: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _of_several(rows: Sequence[Row], panels: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [panel for panel in panels if len({row["samples"] for row in rows if row["task"] == panel[0]}) > 1]
+
+
+def _bytes(rows: Sequence[Row], panel: tuple[str, str]) -> set[float | None]:
+    return {row["bytes_per_tile"] for row in rows if row["task"] == panel[0]}
 
 
 def _warnings(summary: Sequence[Row]) -> list[str]:

@@ -33,7 +33,10 @@ encoders = [{ kind = "mp_mae", name = "a" }]
         (["geobench=[]"], "geobench: "),
         (["geobench.0.samples=[5, 5]"], "geobench.0.samples: a number of samples stands twice"),
         (["geobench.0.statistics=l2a"], "geobench.0: band_statistics are for statistics of l1c or l2a"),
-        (["geobench.0.band_names=published", 'encoders=[{kind="codec",name="a",codec="b"}]'], "know the corrected ones"),
+        (
+            ["geobench.0.band_names=published", 'encoders=[{kind="codec",name="a",codec="b"}]'],
+            "know the corrected ones",
+        ),
         (["seeds=[1, 1]"], "seeds: a seed stands twice"),
         (["segmentation.frozen_epochs=300"], "segmentation: frozen_epochs are more than the epochs"),
         (['encoders=[{kind="timm",name="a",model="b"},{kind="mp_mae",name="a"}]'], "two encoders are named 'a'"),

@@ -76,3 +76,8 @@ def test_scores_against_bytes_are_drawn_where_there_are_bytes(tmp_path: Path) ->
     pictures = write_pictures(document(rows), {"NEC": ["NEC 1", "NEC 2"]}, tmp_path)
     assert list(pictures) == ["m-so2sat: scores against bytes a tile"]
     assert (tmp_path / "rate_accuracy-1.png").stat().st_size > 5000
+    alone = (tmp_path / "rate_accuracy-1.png").read_bytes()
+    curves = {"NEC": ["NEC 1", "NEC 2"], "MMEarth": ["MMEarth"]}
+    [picture] = write_pictures(document([*rows, ROW]), curves, tmp_path).values()
+    assert picture.read_bytes() != alone, "an encoder of pixels, for which nothing is fetched, is a level line"
+    assert write_pictures(document([ROW]), curves, tmp_path) == {}

@@ -108,6 +108,23 @@ def test_only_what_changed_is_done_again(work: Path, tmp_path: Path) -> None:
     assert (tmp_path / "label_efficiency-1.png").exists()
 
 
+def test_partitions_are_trained_on_and_all_are_tested_alike(work: Path, tmp_path: Path) -> None:
+    parts = {"0.01x": 1, "0.10x_train": 1, "0.20x": 1, "0.50x": 4, "1.00x": 8, "default": 8}
+    sets = [{"folder": "m-classes", "partition": part} for part in parts]
+    sets.append({"folder": "m-classes", "band_names": "published"})  # wrong of other data sets alone
+    encoder = {"kind": "timm", "name": "timm", "model": "test_convnext", "pixels": 32}
+    asked = experiment(work, ["classification"], [encoder], geobench=sets, knn={"neighbours": 1})
+    rows = run_geobench(asked, tmp_path)["summary"]
+    names = [f"m-classes, {part}" if part != "default" else "m-classes" for part in parts]
+    assert [row["task_name"] for row in rows] == [*names, "m-classes, GEO-Bench's band names"]
+    assert [row["samples"] for row in rows] == [*parts.values(), 8]
+    assert {row["test_samples"] for row in rows} == {4}
+    split = json.loads((work / "m-classes" / "0.50x_train_partition.json").read_text())
+    task = GeobenchTask(Dataset(folder="x", partition="0.50x"), str(work / "m-classes"))
+    assert (task.train, task.test) == (split["train"], split["test"])
+    assert rows[-3]["accuracy"] == rows[-2]["accuracy"] == rows[-1]["accuracy"], "the same samples, another order"
+
+
 def test_both_papers_meet(work: Path, tmp_path: Path) -> None:
     """MP-MAE compressed by NEC at two rates next to its uncompressed embeddings, each score also put together here."""
     archive = {"kind": "archive", "archive": str(work / "m-classes.archive"), "curve": "NEC"}
