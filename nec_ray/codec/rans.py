@@ -37,48 +37,54 @@ _HAS_TOKENS = 8
 _HAS_ESCAPES = 16
 
 
-def _crc_tables() -> Any:
-    """Eight tables for CRC-32 (the polynomial of zlib), eight bytes a step."""
-    tables = np.zeros((8, 256), np.uint32)
+def _crc_tables(count: int) -> Any:
+    """For CRC-32 (the polynomial of zlib): what a byte leaves after itself and 0 to `count` - 1 bytes of zeros."""
+    tables = np.zeros((count, 256), np.uint32)
     for byte in range(256):
         value = byte
         for _ in range(8):
             value = value >> 1 ^ (0xEDB88320 if value & 1 else 0)
         tables[0, byte] = value
-    for k in range(1, 8):
+    for k in range(1, count):
         tables[k] = tables[k - 1] >> 8 ^ tables[0][tables[k - 1] & 0xFF]
     return tables
 
 
-_CRC = _crc_tables()
+_CRC_NEXT, _CRC_SECOND = _crc_tables(16)[:8], _crc_tables(16)[8:]
+
+
+@numba.njit(forceinline=True)
+def _crc_word(value, data, at, tables):  # type: ignore[no-untyped-def]
+    """The checksum `value` after eight bytes, and zeros behind them where the tables are for these."""
+    word = np.uint64(value)
+    for k in range(8):
+        word ^= np.uint64(data[at + np.uint64(k)]) << np.uint64(8 * k)
+    value = np.uint32(0)
+    for k in range(8):
+        value ^= tables[7 - k, word >> np.uint64(8 * k) & np.uint64(0xFF)]
+    return value
 
 
 @numba.njit(cache=True, nogil=True)
 def crc32(data, begin, end):  # type: ignore[no-untyped-def]
-    """CRC-32 of `data[begin:end]` uint8, as zlib computes it."""
-    value = np.uint32(0xFFFFFFFF)
-    at = begin
-    while at + 8 <= end:
-        low = value ^ (
-            np.uint32(data[at])
-            | np.uint32(data[at + 1]) << np.uint32(8)
-            | np.uint32(data[at + 2]) << np.uint32(16)
-            | np.uint32(data[at + 3]) << np.uint32(24)
-        )
-        value = np.uint32(
-            _CRC[7, low & np.uint32(0xFF)]
-            ^ _CRC[6, (low >> np.uint32(8)) & np.uint32(0xFF)]
-            ^ _CRC[5, (low >> np.uint32(16)) & np.uint32(0xFF)]
-            ^ _CRC[4, low >> np.uint32(24)]
-            ^ _CRC[3, data[at + 4]]
-            ^ _CRC[2, data[at + 5]]
-            ^ _CRC[1, data[at + 6]]
-            ^ _CRC[0, data[at + 7]]
-        )
-        at += 8
+    """CRC-32 of `data[begin:end]` uint8, as zlib computes it.
+
+    Every other eight bytes have a checksum of their own, as if the others were zeros: a step waits for the one before.
+    """
+    value, other = np.uint32(0xFFFFFFFF), np.uint32(0)
+    at, end = np.uint64(begin), np.uint64(end)
+    eight, sixteen = np.uint64(8), np.uint64(16)
+    while at + sixteen + sixteen <= end:
+        value = _crc_word(value, data, at, _CRC_SECOND)
+        other = _crc_word(other, data, at + eight, _CRC_SECOND)
+        at += sixteen
+    while at + eight <= end:
+        value = _crc_word(value, data, at, _CRC_NEXT) ^ other
+        other = np.uint32(0)
+        at += eight
     while at < end:
-        value = np.uint32(_CRC[0, (value ^ data[at]) & np.uint32(0xFF)] ^ (value >> np.uint32(8)))
-        at += 1
+        value = _CRC_NEXT[0, (value ^ data[at]) & np.uint32(0xFF)] ^ (value >> np.uint32(8))
+        at += np.uint64(1)
     return np.uint32(value ^ np.uint32(0xFFFFFFFF))
 
 
