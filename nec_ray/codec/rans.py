@@ -307,7 +307,8 @@ def decode_dense(words, at, stop, lanes, state, faults, order, first_channel, ch
     block = np.zeros((min(TOGETHER, len(order)), tokens, width), np.uint8)
     wide = np.zeros((min(TOGETHER, len(order)), tokens if dense.wide.any() else 0, width), np.int32)
     # Taken out here, for numba counts references by atomic instructions wherever an array is taken or cut.
-    slot, entry, columns, starts, wide_channel = dense.slot, dense.entry, dense.column, dense.start, dense.wide
+    entry, columns, starts, wide_channel = dense.entry, dense.column, dense.start, dense.wide
+    table = np.empty(4096, np.uint32)
     last = 0
     while last < len(dense.column):
         first = last
@@ -322,18 +323,20 @@ def decode_dense(words, at, stop, lanes, state, faults, order, first_channel, ch
         for begin in range(0, len(order), TOGETHER):
             some = order[begin : begin + TOGETHER]
             for j in range(first, last):
-                plain = dense.precision == 12 and not wide_channel[j]
+                plain = dense.precision == 12 and not wide_channel[j] and starts[j + 1] - starts[j] > 1
                 column = columns[j] - left
-                number, base, c = np.uint64(j), np.uint64(starts[j]), np.uint64(column)
+                c = np.uint64(column)
+                if plain:
+                    _expand(table, entry, starts[j], starts[j + 1])
                 n = 0
                 while n < len(some):
                     if plain and n + 4 <= len(some) and lanes[some[n + 3]] == 1:
-                        _decode_four_tiles(words, at, state, some, n, number, slot, entry, base, block, c)
+                        _decode_four_tiles(words, at, state, some, n, table, block, c)
                         n += 4
                         continue
                     i = some[n]
                     if plain and lanes[i] >= 4:
-                        _decode_four_lanes(words, at, state, i, lanes[i], number, slot, entry, base, block, n, c)
+                        _decode_four_lanes(words, at, state, i, lanes[i], table, block, n, c)
                     else:
                         at[i] = _decode_channel(words, at[i], state[i], lanes[i], j, dense, block[n], wide[n], column)
                     n += 1
@@ -370,19 +373,27 @@ def _write_wide(wide, is_wide, tile, left, right):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _pull(x, pointer, words, slots, j, entries, base):  # type: ignore[no-untyped-def]
-    """One decoding step of channel `j` at 12 bits: the state, the pointer and the entry after it."""
-    part = x & np.uint64(4095)
-    k = slots[j, part]
-    e = np.uint64(entries[base + np.uint64(k)])
-    x = (e >> np.uint64(16)) * (x >> np.uint64(12)) + part - (e & np.uint64(0xFFFF))
-    refill = (x << np.uint64(16)) | np.uint64(words[pointer])
-    short = x < np.uint64(LOWER)
-    return refill if short else x, pointer + np.uint64(short), k
+def _expand(table, entry, start, stop):  # type: ignore[no-untyped-def]
+    """What a step needs of each of 4096 slots, from a channel's entries: its frequency, the slot's place in it, itself."""
+    for k in range(start, stop):
+        below, frequency = np.uint64(entry[k] & np.uint32(0xFFFF)), np.uint64(entry[k] >> np.uint32(16))
+        value = np.uint32(frequency << np.uint64(20)) | np.uint32(k - start)
+        for place in range(frequency):
+            table[below + place] = value | np.uint32(place << np.uint64(8))
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode_four_tiles(words, at, state, some, n, j, slot, entry, base, block, c):  # type: ignore[no-untyped-def]
+def _pull(x, pointer, words, table):  # type: ignore[no-untyped-def]
+    """One decoding step at 12 bits: the state, the pointer and the entry after it."""
+    e = np.uint64(table[x & np.uint64(4095)])
+    x = (e >> np.uint64(20)) * (x >> np.uint64(12)) + (e >> np.uint64(8) & np.uint64(4095))
+    refill = (x << np.uint64(16)) | np.uint64(words[pointer])
+    short = x < np.uint64(LOWER)
+    return refill if short else x, pointer + np.uint64(short), np.uint8(e)
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_four_tiles(words, at, state, some, n, table, block, c):  # type: ignore[no-untyped-def]
     """One channel of four tiles of one lane each, those at `some[n]`, at 12 bits, to `block[n]` and the next.
 
     A step waits for the one before it in its lane; four lanes at a time keep the processor busy.
@@ -393,16 +404,16 @@ def _decode_four_tiles(words, at, state, some, n, j, slot, entry, base, block, c
     n0 = np.uint64(n)
     n1, n2, n3 = n0 + np.uint64(1), n0 + np.uint64(2), n0 + np.uint64(3)
     for t in range(np.uint64(block.shape[1])):
-        x0, p0, block[n0, t, c] = _pull(x0, p0, words, slot, j, entry, base)
-        x1, p1, block[n1, t, c] = _pull(x1, p1, words, slot, j, entry, base)
-        x2, p2, block[n2, t, c] = _pull(x2, p2, words, slot, j, entry, base)
-        x3, p3, block[n3, t, c] = _pull(x3, p3, words, slot, j, entry, base)
+        x0, p0, block[n0, t, c] = _pull(x0, p0, words, table)
+        x1, p1, block[n1, t, c] = _pull(x1, p1, words, table)
+        x2, p2, block[n2, t, c] = _pull(x2, p2, words, table)
+        x3, p3, block[n3, t, c] = _pull(x3, p3, words, table)
     state[i0, 0], state[i1, 0], state[i2, 0], state[i3, 0] = x0, x1, x2, x3
     at[i0], at[i1], at[i2], at[i3] = p0, p1, p2, p3
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode_four_lanes(words, at, state, i, lanes, j, slot, entry, base, block, n, c):  # type: ignore[no-untyped-def]
+def _decode_four_lanes(words, at, state, i, lanes, table, block, n, c):  # type: ignore[no-untyped-def]
     """One channel of tile `i` of at least four lanes, at 12 bits, four lanes at a time, to `block[n]`."""
     pointer = np.uint64(at[i])
     lane_mask = np.uint64(lanes - 1)
@@ -414,14 +425,14 @@ def _decode_four_lanes(words, at, state, i, lanes, j, slot, entry, base, block, 
         lane = t & lane_mask
         x0, x1 = np.uint64(state[i, lane]), np.uint64(state[i, lane + one])
         x2, x3 = np.uint64(state[i, lane + two]), np.uint64(state[i, lane + three])
-        x0, pointer, block[n, t, c] = _pull(x0, pointer, words, slot, j, entry, base)
-        x1, pointer, block[n, t + one, c] = _pull(x1, pointer, words, slot, j, entry, base)
-        x2, pointer, block[n, t + two, c] = _pull(x2, pointer, words, slot, j, entry, base)
-        x3, pointer, block[n, t + three, c] = _pull(x3, pointer, words, slot, j, entry, base)
+        x0, pointer, block[n, t, c] = _pull(x0, pointer, words, table)
+        x1, pointer, block[n, t + one, c] = _pull(x1, pointer, words, table)
+        x2, pointer, block[n, t + two, c] = _pull(x2, pointer, words, table)
+        x3, pointer, block[n, t + three, c] = _pull(x3, pointer, words, table)
         state[i, lane], state[i, lane + one], state[i, lane + two], state[i, lane + three] = x0, x1, x2, x3
     for t in range(whole, tokens):
         lane = t & lane_mask
-        x0, pointer, block[n, t, c] = _pull(np.uint64(state[i, lane]), pointer, words, slot, j, entry, base)
+        x0, pointer, block[n, t, c] = _pull(np.uint64(state[i, lane]), pointer, words, table)
         state[i, lane] = x0
     at[i] = pointer
 
