@@ -804,11 +804,15 @@ def _put_escapes(tile, first_channel, positions, out, at):  # type: ignore[no-un
 def encode_dense(symbols, marks, words, at, state, first_tile, first_channel, channels, dense, lanes):  # type: ignore[no-untyped-def]
     """The dense channels of the tiles from `first_tile` on, backwards; blocks as in `decode_dense`.
 
+    As few tiles as there are lanes to take turns come together: their block stays in the first-level cache.
+
     The arguments are those that `begin_encoding` takes and gives; `channels` are the layer's, `lanes` the tiles'.
     """
     mark, mark_start = marks
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    block = np.zeros((min(TOGETHER, tiles - first_tile), tokens, min(BLOCK, channels)), np.uint8)
+    together = 4 if lanes == 1 else 1
+    block = np.zeros((together, tokens, min(BLOCK, channels)), np.uint8)
+    entry, reciprocal = dense.encoding, dense.reciprocal  # taken out here, as in `decode_dense`
     first = len(dense.column)
     while first > 0:
         last = first
@@ -818,8 +822,8 @@ def encode_dense(symbols, marks, words, at, state, first_tile, first_channel, ch
         offset = np.zeros(BLOCK, np.int32)
         for j in range(first, last):
             offset[dense.column[j] - left] = dense.first[dense.start[j]]
-        for begin in range(first_tile, tiles, TOGETHER):
-            end = min(begin + TOGETHER, tiles)
+        for begin in range(first_tile, tiles, together):
+            end = min(begin + together, tiles)
             for i in range(begin, end):
                 _read_block(block[i - begin], offset, symbols[i], left, right)
                 for j in range(first, last):  # what has no entry gets the nearest one's
@@ -830,15 +834,15 @@ def encode_dense(symbols, marks, words, at, state, first_tile, first_channel, ch
                         block[i - begin, mark[n], column - left] = top if above else np.uint8(0)
             for j in range(last - 1, first - 1, -1):
                 plain = dense.precision == 12 and not dense.wide[j]
-                column = dense.column[j] - left
+                c, base = np.uint64(dense.column[j] - left), np.uint64(dense.start[j])
                 i = begin
                 while i < end:
                     if plain and lanes == 1 and i + 4 <= end:
-                        _encode_four_tiles(words, at, state, i, j, dense, block[i - begin : i - begin + 4], column)
+                        _encode_four_tiles(words, at, state, i, entry, reciprocal, base, block, i - begin, c)
                         i += 4
                         continue
                     if plain and lanes >= 4:
-                        at[i] = _encode_four_lanes(words[i], at[i], state[i], lanes, j, dense, block[i - begin], column)
+                        _encode_four_lanes(words, at, state, i, lanes, entry, reciprocal, base, block, i - begin, c)
                     else:
                         at[i] = _encode_channel(words[i], at[i], state[i], lanes, j, dense, symbols[i])
                     i += 1
@@ -859,9 +863,9 @@ def _read_block(block, offset, tile, left, right):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _push(x, pointer, words, entry, reciprocal):  # type: ignore[no-untyped-def]
-    """One encoding step at 12 bits, by an entry of `Dense.encoding`: the state and the pointer after it."""
-    words[pointer - np.uint64(1)] = x  # counts only if the pointer moves over it
+def _push(x, pointer, words, i, entry, reciprocal):  # type: ignore[no-untyped-def]
+    """One encoding step of tile `i` at 12 bits, by an entry of `Dense.encoding`: the state and the pointer after it."""
+    words[i, pointer - np.uint64(1)] = x  # counts only if the pointer moves over it
     short = np.uint64(x > entry >> np.uint64(32))
     x >>= short << np.uint64(4)  # a shift, for a branch would be mispredicted at every other word
     # x // frequency, exactly: x < frequency << 20, see schemas/payload.md.
@@ -871,56 +875,54 @@ def _push(x, pointer, words, entry, reciprocal):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode_four_tiles(words, at, state, i, j, dense, block, column):  # type: ignore[no-untyped-def]
-    """One channel of four tiles of one lane each, at 12 bits."""
-    base, c = np.uint64(dense.start[j]), np.uint64(column)
-    entry, reciprocal = dense.encoding, dense.reciprocal
-    w0, w1, w2, w3 = words[i], words[i + 1], words[i + 2], words[i + 3]
-    p0, p1, p2, p3 = np.uint64(at[i]), np.uint64(at[i + 1]), np.uint64(at[i + 2]), np.uint64(at[i + 3])
-    x0, x1 = np.uint64(state[i, 0]), np.uint64(state[i + 1, 0])
-    x2, x3 = np.uint64(state[i + 2, 0]), np.uint64(state[i + 3, 0])
-    b0, b1, b2, b3 = block[0], block[1], block[2], block[3]
-    tokens = np.uint64(b0.shape[0])
+def _encode_four_tiles(words, at, state, i, entry, reciprocal, base, block, n, c):  # type: ignore[no-untyped-def]
+    """One channel of four tiles of one lane each, at 12 bits: tile `i` from `block[n]`, and the next ones."""
+    i0, n0 = np.uint64(i), np.uint64(n)
+    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    i1, i2, i3, n1, n2, n3 = i0 + one, i0 + two, i0 + three, n0 + one, n0 + two, n0 + three
+    p0, p1, p2, p3 = np.uint64(at[i0]), np.uint64(at[i1]), np.uint64(at[i2]), np.uint64(at[i3])
+    x0, x1, x2, x3 = np.uint64(state[i0, 0]), np.uint64(state[i1, 0]), np.uint64(state[i2, 0]), np.uint64(state[i3, 0])
+    tokens = np.uint64(block.shape[1])
     for done in range(tokens):
-        t = tokens - np.uint64(1) - done
-        k0, k1 = base + np.uint64(b0[t, c]), base + np.uint64(b1[t, c])
-        k2, k3 = base + np.uint64(b2[t, c]), base + np.uint64(b3[t, c])
-        x0, p0 = _push(x0, p0, w0, entry[k0], reciprocal[k0])
-        x1, p1 = _push(x1, p1, w1, entry[k1], reciprocal[k1])
-        x2, p2 = _push(x2, p2, w2, entry[k2], reciprocal[k2])
-        x3, p3 = _push(x3, p3, w3, entry[k3], reciprocal[k3])
-    state[i, 0], state[i + 1, 0], state[i + 2, 0], state[i + 3, 0] = x0, x1, x2, x3
-    at[i], at[i + 1], at[i + 2], at[i + 3] = p0, p1, p2, p3
+        t = tokens - one - done
+        k0, k1 = base + np.uint64(block[n0, t, c]), base + np.uint64(block[n1, t, c])
+        k2, k3 = base + np.uint64(block[n2, t, c]), base + np.uint64(block[n3, t, c])
+        x0, p0 = _push(x0, p0, words, i0, entry[k0], reciprocal[k0])
+        x1, p1 = _push(x1, p1, words, i1, entry[k1], reciprocal[k1])
+        x2, p2 = _push(x2, p2, words, i2, entry[k2], reciprocal[k2])
+        x3, p3 = _push(x3, p3, words, i3, entry[k3], reciprocal[k3])
+    state[i0, 0], state[i1, 0], state[i2, 0], state[i3, 0] = x0, x1, x2, x3
+    at[i0], at[i1], at[i2], at[i3] = p0, p1, p2, p3
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode_four_lanes(words, at, states, lanes, j, dense, block, column):  # type: ignore[no-untyped-def]
-    """One channel of one tile of at least four lanes, at 12 bits; where the next word goes before."""
-    base, c = np.uint64(dense.start[j]), np.uint64(column)
-    entry, reciprocal = dense.encoding, dense.reciprocal
+def _encode_four_lanes(words, at, state, i, lanes, entry, reciprocal, base, block, n, c):  # type: ignore[no-untyped-def]
+    """One channel of tile `i` of at least four lanes, at 12 bits, from `block[n]`."""
+    i, n = np.uint64(i), np.uint64(n)
     lane_mask = np.uint64(lanes - 1)
-    pointer = np.uint64(at)
+    pointer = np.uint64(at[i])
     one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-    tokens = np.uint64(block.shape[0])
+    tokens = np.uint64(block.shape[1])
     whole = tokens & ~three
     for done in range(tokens - whole):
         t = tokens - one - done
-        k = base + np.uint64(block[t, c])
-        x0, pointer = _push(np.uint64(states[t & lane_mask]), pointer, words, entry[k], reciprocal[k])
-        states[t & lane_mask] = x0
+        lane = t & lane_mask
+        k = base + np.uint64(block[n, t, c])
+        x0, pointer = _push(np.uint64(state[i, lane]), pointer, words, i, entry[k], reciprocal[k])
+        state[i, lane] = x0
     for done in range(np.uint64(0), whole, four):
         t = whole - four - done
         lane = t & lane_mask
-        k0, k1 = base + np.uint64(block[t, c]), base + np.uint64(block[t + one, c])
-        k2, k3 = base + np.uint64(block[t + two, c]), base + np.uint64(block[t + three, c])
-        x0, x1 = np.uint64(states[lane]), np.uint64(states[lane + one])
-        x2, x3 = np.uint64(states[lane + two]), np.uint64(states[lane + three])
-        x3, pointer = _push(x3, pointer, words, entry[k3], reciprocal[k3])
-        x2, pointer = _push(x2, pointer, words, entry[k2], reciprocal[k2])
-        x1, pointer = _push(x1, pointer, words, entry[k1], reciprocal[k1])
-        x0, pointer = _push(x0, pointer, words, entry[k0], reciprocal[k0])
-        states[lane], states[lane + one], states[lane + two], states[lane + three] = x0, x1, x2, x3
-    return np.int64(pointer)
+        k0, k1 = base + np.uint64(block[n, t, c]), base + np.uint64(block[n, t + one, c])
+        k2, k3 = base + np.uint64(block[n, t + two, c]), base + np.uint64(block[n, t + three, c])
+        x0, x1 = np.uint64(state[i, lane]), np.uint64(state[i, lane + one])
+        x2, x3 = np.uint64(state[i, lane + two]), np.uint64(state[i, lane + three])
+        x3, pointer = _push(x3, pointer, words, i, entry[k3], reciprocal[k3])
+        x2, pointer = _push(x2, pointer, words, i, entry[k2], reciprocal[k2])
+        x1, pointer = _push(x1, pointer, words, i, entry[k1], reciprocal[k1])
+        x0, pointer = _push(x0, pointer, words, i, entry[k0], reciprocal[k0])
+        state[i, lane], state[i, lane + one], state[i, lane + two], state[i, lane + three] = x0, x1, x2, x3
+    at[i] = pointer
 
 
 @numba.njit(cache=True, nogil=True)
