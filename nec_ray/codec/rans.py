@@ -37,48 +37,54 @@ _HAS_TOKENS = 8
 _HAS_ESCAPES = 16
 
 
-def _crc_tables() -> Any:
-    """Eight tables for CRC-32 (the polynomial of zlib), eight bytes a step."""
-    tables = np.zeros((8, 256), np.uint32)
+def _crc_tables(count: int) -> Any:
+    """For CRC-32 (the polynomial of zlib): what a byte leaves after itself and 0 to `count` - 1 bytes of zeros."""
+    tables = np.zeros((count, 256), np.uint32)
     for byte in range(256):
         value = byte
         for _ in range(8):
             value = value >> 1 ^ (0xEDB88320 if value & 1 else 0)
         tables[0, byte] = value
-    for k in range(1, 8):
+    for k in range(1, count):
         tables[k] = tables[k - 1] >> 8 ^ tables[0][tables[k - 1] & 0xFF]
     return tables
 
 
-_CRC = _crc_tables()
+_CRC_NEXT, _CRC_SECOND = _crc_tables(16)[:8], _crc_tables(16)[8:]
+
+
+@numba.njit(forceinline=True)
+def _crc_word(value, data, at, tables):  # type: ignore[no-untyped-def]
+    """The checksum `value` after eight bytes, and zeros behind them where the tables are for these."""
+    word = np.uint64(value)
+    for k in range(8):
+        word ^= np.uint64(data[at + np.uint64(k)]) << np.uint64(8 * k)
+    value = np.uint32(0)
+    for k in range(8):
+        value ^= tables[7 - k, word >> np.uint64(8 * k) & np.uint64(0xFF)]
+    return value
 
 
 @numba.njit(cache=True, nogil=True)
 def crc32(data, begin, end):  # type: ignore[no-untyped-def]
-    """CRC-32 of `data[begin:end]` uint8, as zlib computes it."""
-    value = np.uint32(0xFFFFFFFF)
-    at = begin
-    while at + 8 <= end:
-        low = value ^ (
-            np.uint32(data[at])
-            | np.uint32(data[at + 1]) << np.uint32(8)
-            | np.uint32(data[at + 2]) << np.uint32(16)
-            | np.uint32(data[at + 3]) << np.uint32(24)
-        )
-        value = np.uint32(
-            _CRC[7, low & np.uint32(0xFF)]
-            ^ _CRC[6, (low >> np.uint32(8)) & np.uint32(0xFF)]
-            ^ _CRC[5, (low >> np.uint32(16)) & np.uint32(0xFF)]
-            ^ _CRC[4, low >> np.uint32(24)]
-            ^ _CRC[3, data[at + 4]]
-            ^ _CRC[2, data[at + 5]]
-            ^ _CRC[1, data[at + 6]]
-            ^ _CRC[0, data[at + 7]]
-        )
-        at += 8
+    """CRC-32 of `data[begin:end]` uint8, as zlib computes it.
+
+    Every other eight bytes have a checksum of their own, as if the others were zeros: a step waits for the one before.
+    """
+    value, other = np.uint32(0xFFFFFFFF), np.uint32(0)
+    at, end = np.uint64(begin), np.uint64(end)
+    eight, sixteen = np.uint64(8), np.uint64(16)
+    while at + sixteen + sixteen <= end:
+        value = _crc_word(value, data, at, _CRC_SECOND)
+        other = _crc_word(other, data, at + eight, _CRC_SECOND)
+        at += sixteen
+    while at + eight <= end:
+        value = _crc_word(value, data, at, _CRC_NEXT) ^ other
+        other = np.uint32(0)
+        at += eight
     while at < end:
-        value = np.uint32(_CRC[0, (value ^ data[at]) & np.uint32(0xFF)] ^ (value >> np.uint32(8)))
-        at += 1
+        value = _CRC_NEXT[0, (value ^ data[at]) & np.uint32(0xFF)] ^ (value >> np.uint32(8))
+        at += np.uint64(1)
     return np.uint32(value ^ np.uint32(0xFFFFFFFF))
 
 
@@ -219,7 +225,11 @@ def begin_decoding(data, bodies, faults, first_channel, channels, dense, sparse,
     tiles, tokens = out.shape[0], out.shape[1]
     size = channels * tokens
     if len(dense.column) < channels:
-        out[:, :, first_channel : first_channel + channels] = 0
+        if channels == out.shape[2]:
+            for i in range(tiles):
+                out[i] = 0  # in one piece, which is five times as fast
+        else:
+            out[:, :, first_channel : first_channel + channels] = 0
     coded = tokens > 0 and (len(dense.column) > 0 or len(sparse.column) > 0)
     lanes = np.ones(tiles, np.int64)
     at = np.zeros(tiles, np.int64)
@@ -300,6 +310,9 @@ def decode_dense(words, at, stop, lanes, state, faults, order, first_channel, ch
     width = min(BLOCK, channels)
     block = np.zeros((min(TOGETHER, len(order)), tokens, width), np.uint8)
     wide = np.zeros((min(TOGETHER, len(order)), tokens if dense.wide.any() else 0, width), np.int32)
+    # Taken out here, for numba counts references by atomic instructions wherever an array is taken or cut.
+    entry, columns, starts, wide_channel = dense.entry, dense.column, dense.start, dense.wide
+    table = np.empty(4096, np.uint32)
     last = 0
     while last < len(dense.column):
         first = last
@@ -314,17 +327,20 @@ def decode_dense(words, at, stop, lanes, state, faults, order, first_channel, ch
         for begin in range(0, len(order), TOGETHER):
             some = order[begin : begin + TOGETHER]
             for j in range(first, last):
-                plain = dense.precision == 12 and not dense.wide[j]
-                column = dense.column[j] - left
+                plain = dense.precision == 12 and not wide_channel[j] and starts[j + 1] - starts[j] > 1
+                column = columns[j] - left
+                c = np.uint64(column)
+                if plain:
+                    _expand(table, entry, starts[j], starts[j + 1])
                 n = 0
                 while n < len(some):
                     if plain and n + 4 <= len(some) and lanes[some[n + 3]] == 1:
-                        _decode_four_tiles(words, at, state, some[n : n + 4], j, dense, block[n : n + 4], column)
+                        _decode_four_tiles(words, at, state, some, n, table, block, c)
                         n += 4
                         continue
                     i = some[n]
                     if plain and lanes[i] >= 4:
-                        at[i] = _decode_four_lanes(words, at[i], state[i], lanes[i], j, dense, block[n], column)
+                        _decode_four_lanes(words, at, state, i, lanes[i], table, block, n, c)
                     else:
                         at[i] = _decode_channel(words, at[i], state[i], lanes[i], j, dense, block[n], wide[n], column)
                     n += 1
@@ -361,62 +377,68 @@ def _write_wide(wide, is_wide, tile, left, right):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _pull(x, pointer, words, slots, entries, base):  # type: ignore[no-untyped-def]
-    """One decoding step at 12 bits: the state, the pointer and the entry after it."""
-    part = x & np.uint64(4095)
-    k = slots[part]
-    e = np.uint64(entries[base + np.uint64(k)])
-    x = (e >> np.uint64(16)) * (x >> np.uint64(12)) + part - (e & np.uint64(0xFFFF))
-    refill = (x << np.uint64(16)) | np.uint64(words[pointer])
-    short = x < np.uint64(LOWER)
-    return refill if short else x, pointer + np.uint64(short), k
+def _expand(table, entry, start, stop):  # type: ignore[no-untyped-def]
+    """What a step needs of each of 4096 slots, from a channel's entries: its frequency, the slot's place in it, itself."""
+    for k in range(start, stop):
+        below, frequency = np.uint64(entry[k] & np.uint32(0xFFFF)), np.uint64(entry[k] >> np.uint32(16))
+        value = np.uint32(frequency << np.uint64(20)) | np.uint32(k - start)
+        for place in range(frequency):
+            table[below + place] = value | np.uint32(place << np.uint64(8))
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode_four_tiles(words, at, state, four, j, dense, block, column):  # type: ignore[no-untyped-def]
-    """One channel of four tiles of one lane each, at 12 bits.
+def _pull(x, pointer, words, table):  # type: ignore[no-untyped-def]
+    """One decoding step at 12 bits: the state, the pointer and the entry after it."""
+    e = np.uint64(table[x & np.uint64(4095)])
+    x = (e >> np.uint64(20)) * (x >> np.uint64(12)) + (e >> np.uint64(8) & np.uint64(4095))
+    refill = (x << np.uint64(16)) | np.uint64(words[pointer])
+    short = x < np.uint64(LOWER)
+    return refill if short else x, pointer + np.uint64(short), np.uint8(e)
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_four_tiles(words, at, state, some, n, table, block, c):  # type: ignore[no-untyped-def]
+    """One channel of four tiles of one lane each, those at `some[n]`, at 12 bits, to `block[n]` and the next.
 
     A step waits for the one before it in its lane; four lanes at a time keep the processor busy.
     """
-    slots, base = dense.slot[j], np.uint64(dense.start[j])
-    c = np.uint64(column)
-    i0, i1, i2, i3 = four[0], four[1], four[2], four[3]
+    i0, i1, i2, i3 = some[n], some[n + 1], some[n + 2], some[n + 3]
     x0, x1, x2, x3 = np.uint64(state[i0, 0]), np.uint64(state[i1, 0]), np.uint64(state[i2, 0]), np.uint64(state[i3, 0])
     p0, p1, p2, p3 = np.uint64(at[i0]), np.uint64(at[i1]), np.uint64(at[i2]), np.uint64(at[i3])
-    b0, b1, b2, b3 = block[0], block[1], block[2], block[3]
-    for t in range(np.uint64(b0.shape[0])):
-        x0, p0, b0[t, c] = _pull(x0, p0, words, slots, dense.entry, base)
-        x1, p1, b1[t, c] = _pull(x1, p1, words, slots, dense.entry, base)
-        x2, p2, b2[t, c] = _pull(x2, p2, words, slots, dense.entry, base)
-        x3, p3, b3[t, c] = _pull(x3, p3, words, slots, dense.entry, base)
+    n0 = np.uint64(n)
+    n1, n2, n3 = n0 + np.uint64(1), n0 + np.uint64(2), n0 + np.uint64(3)
+    for t in range(np.uint64(block.shape[1])):
+        x0, p0, block[n0, t, c] = _pull(x0, p0, words, table)
+        x1, p1, block[n1, t, c] = _pull(x1, p1, words, table)
+        x2, p2, block[n2, t, c] = _pull(x2, p2, words, table)
+        x3, p3, block[n3, t, c] = _pull(x3, p3, words, table)
     state[i0, 0], state[i1, 0], state[i2, 0], state[i3, 0] = x0, x1, x2, x3
     at[i0], at[i1], at[i2], at[i3] = p0, p1, p2, p3
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode_four_lanes(words, at, states, lanes, j, dense, block, column):  # type: ignore[no-untyped-def]
-    """One channel of one tile of at least four lanes, at 12 bits, four lanes at a time; where its words go on."""
-    slots, base = dense.slot[j], np.uint64(dense.start[j])
-    c = np.uint64(column)
-    pointer = np.uint64(at)
+def _decode_four_lanes(words, at, state, i, lanes, table, block, n, c):  # type: ignore[no-untyped-def]
+    """One channel of tile `i` of at least four lanes, at 12 bits, four lanes at a time, to `block[n]`."""
+    pointer = np.uint64(at[i])
     lane_mask = np.uint64(lanes - 1)
+    i, n = np.uint64(i), np.uint64(n)
     one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-    tokens = np.uint64(block.shape[0])
+    tokens = np.uint64(block.shape[1])
     whole = tokens & ~three
     for t in range(np.uint64(0), whole, four):
         lane = t & lane_mask
-        x0, x1 = np.uint64(states[lane]), np.uint64(states[lane + one])
-        x2, x3 = np.uint64(states[lane + two]), np.uint64(states[lane + three])
-        x0, pointer, block[t, c] = _pull(x0, pointer, words, slots, dense.entry, base)
-        x1, pointer, block[t + one, c] = _pull(x1, pointer, words, slots, dense.entry, base)
-        x2, pointer, block[t + two, c] = _pull(x2, pointer, words, slots, dense.entry, base)
-        x3, pointer, block[t + three, c] = _pull(x3, pointer, words, slots, dense.entry, base)
-        states[lane], states[lane + one], states[lane + two], states[lane + three] = x0, x1, x2, x3
+        x0, x1 = np.uint64(state[i, lane]), np.uint64(state[i, lane + one])
+        x2, x3 = np.uint64(state[i, lane + two]), np.uint64(state[i, lane + three])
+        x0, pointer, block[n, t, c] = _pull(x0, pointer, words, table)
+        x1, pointer, block[n, t + one, c] = _pull(x1, pointer, words, table)
+        x2, pointer, block[n, t + two, c] = _pull(x2, pointer, words, table)
+        x3, pointer, block[n, t + three, c] = _pull(x3, pointer, words, table)
+        state[i, lane], state[i, lane + one], state[i, lane + two], state[i, lane + three] = x0, x1, x2, x3
     for t in range(whole, tokens):
         lane = t & lane_mask
-        x0, pointer, block[t, c] = _pull(np.uint64(states[lane]), pointer, words, slots, dense.entry, base)
-        states[lane] = x0
-    return np.int64(pointer)
+        x0, pointer, block[n, t, c] = _pull(np.uint64(state[i, lane]), pointer, words, table)
+        state[i, lane] = x0
+    at[i] = pointer
 
 
 @numba.njit(cache=True, nogil=True)
@@ -470,79 +492,104 @@ def _pull_raw(x, pointer, words, first, shift, k):  # type: ignore[no-untyped-de
 @numba.njit(cache=True, nogil=True)
 def _pull_sparse(x, used, stream, low, high):  # type: ignore[no-untyped-def]
     """One decoding step at 16 bits, of the entry [low, high): the state and the words used after it."""
-    sixteen = np.uint64(16)
-    x = np.uint64(high - low) * (x >> sixteen) + (x & np.uint64(0xFFFF)) - np.uint64(low)
-    if x < np.uint64(LOWER):
-        x = (x << sixteen) | np.uint64(stream[used])
-        used += np.uint64(1)
-    return x, used
+    low, high = np.uint64(low), np.uint64(high)
+    x = (high - low) * (x >> np.uint64(16)) + (x & np.uint64(0xFFFF)) - low
+    refill = (x << np.uint64(16)) | np.uint64(stream[used])
+    short = x < np.uint64(LOWER)
+    return refill if short else x, used + np.uint64(short)
 
 
 @numba.njit(cache=True, nogil=True)
-def _entry_at(cdf, slots, part):  # type: ignore[no-untyped-def]
-    """The entry of a 16-bit slot: the one that its upper eight bits lead to, or one of the few after it."""
-    k = np.uint64(slots[part >> np.uint32(8)])
-    while cdf[k + np.uint64(1)] <= part:
+def _entry_at(cdf, start, slots, j, part):  # type: ignore[no-untyped-def]
+    """The entry of a 16-bit slot of channel `j`: the one that its upper eight bits lead to, or one of the few after."""
+    k = np.uint64(slots[j, part >> np.uint64(8)])
+    while cdf[start + k + np.uint64(1)] <= part:
         k += np.uint64(1)
-    return np.int64(k)
+    return k
 
 
 @numba.njit(cache=True, nogil=True)
 def _decode_sparse(words, at, stop, state, lanes, faults, filled, sparse, out):  # type: ignore[no-untyped-def]
-    """The sparse channels, from the words in the dense lanes' last states (where `filled`) and those that are left."""
-    tokens = out.shape[1]
-    for i in range(out.shape[0]):
+    """The sparse channels, from the words in the dense lanes' last states (where `filled`) and those that are left.
+
+    A channel's tables serve all tiles before the next channel's: read tile by tile they are not in the cache any more
+    when they are needed again. Besides, the processor begins with the next tile before it is done with this one.
+    """
+    tiles = out.shape[0]
+    # All tiles' words, and as many more as a run, a symbol and its raw bits read before `used` is checked.
+    stream = np.zeros((lanes.sum() if filled else 0) + len(words) + 3, np.uint16)
+    begin, end = np.zeros(tiles, np.uint64), np.zeros(tiles, np.uint64)
+    used, x = np.zeros(tiles, np.uint64), np.zeros(tiles, np.uint64)
+    total = 0
+    for i in range(tiles):
         if faults[i] != FINE:
             continue
-        inner = lanes[i] if filled else 0
-        rest = stop[i] - at[i]
-        if rest < 0:
+        if stop[i] < at[i]:
             faults[i] = WORDS
             continue
-        # A run, a symbol and its raw bits read at most three words before `used` is checked.
-        stream = np.zeros(inner + rest + 3, np.uint16)
-        end = np.uint64(inner + rest)
-        for lane in range(inner):
-            if state[i, lane] >= 2 * LOWER:
+        begin[i] = total
+        if filled:
+            for lane in range(lanes[i]):
+                if state[i, lane] >= 2 * LOWER:
+                    faults[i] = WORDS
+                stream[total] = state[i, lane] & np.uint32(0xFFFF)
+                total += 1
+        for n in range(at[i], stop[i]):
+            stream[total] = words[n]
+            total += 1
+        used[i], end[i] = begin[i], total
+        if len(sparse.column):
+            x[i] = np.uint64(stream[used[i]]) << np.uint64(16) | np.uint64(stream[used[i] + np.uint64(1)])
+            used[i] += np.uint64(2)
+            if x[i] < np.uint64(LOWER) or end[i] < used[i]:
                 faults[i] = WORDS
-            stream[lane] = state[i, lane] & np.uint32(0xFFFF)
-        stream[inner : inner + rest] = words[at[i] : stop[i]]
-        used = np.uint64(0)
-        if len(sparse.column) and faults[i] == FINE:
-            x = np.uint64(stream[0]) << np.uint64(16) | np.uint64(stream[1])
-            used = np.uint64(2)
-            if x < np.uint64(LOWER) or end < used:
-                faults[i] = WORDS
-            for j in range(len(sparse.column)):
-                t = 0
-                runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
-                values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
-                while t < tokens and faults[i] == FINE:
-                    part = np.uint32(x & np.uint64(0xFFFF))
-                    # Of the runs that fit, or all that do not in one: zeros alone, up to the end or a whole run.
-                    k = min(len(runs) - 2, tokens - t)
-                    if part >= runs[k]:
-                        x, used = _pull_sparse(x, used, stream, runs[k], np.uint32(1 << RUN_BITS))
-                        t += k
-                    else:
-                        run = _entry_at(runs, sparse.run_slot[j], part)
-                        x, used = _pull_sparse(x, used, stream, runs[run], runs[run + 1])
-                        t += np.int64(run)  # type: ignore[assignment]
-                        entry = _entry_at(values, sparse.slot[j], np.uint32(x & np.uint64(0xFFFF)))
-                        x, used = _pull_sparse(x, used, stream, values[entry], values[entry + 1])
-                        place = np.uint64(sparse.start[j] + entry)
-                        x, used, symbol = _pull_raw(x, used, stream, sparse.first, sparse.shift, place)
-                        out[i, t, sparse.column[j]] = symbol
-                        t += 1
-                    if used > end:
-                        faults[i] = WORDS
-            if x != np.uint64(LOWER):
-                faults[i] = WORDS
-        # Lanes that the sparse stream was too short to fill hold 0; nothing may be left over.
-        if rest and used != end:
+    _decode_sparse_channels(x, used, end, stream, faults, sparse, out)
+    for i in range(tiles):
+        if faults[i] != FINE:
+            continue
+        if len(sparse.column) and x[i] != np.uint64(LOWER):
             faults[i] = WORDS
-        for k in range(np.int64(used), inner):
-            if stream[k]:
+        # Lanes that the sparse stream was too short to fill hold 0; nothing may be left over.
+        if stop[i] > at[i] and used[i] != end[i]:
+            faults[i] = WORDS
+        for n in range(used[i], end[i]):
+            if stream[n]:
+                faults[i] = WORDS
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_sparse_channels(x, used, end, stream, faults, sparse, out):  # type: ignore[no-untyped-def]
+    """All sparse channels of many tiles: moves their states `x` and where their words go on, sets faults."""
+    tiles, tokens = np.uint64(out.shape[0]), np.uint64(out.shape[1])
+    # Not cut into channels, for numba counts references by atomic instructions wherever an array is cut.
+    runs, run_slot, values, slot = sparse.run, sparse.run_slot, sparse.value, sparse.slot
+    first, shift = sparse.first, sparse.shift
+    for j in range(np.uint64(len(sparse.column))):
+        column, start = np.uint64(sparse.column[j]), np.uint64(sparse.start[j])
+        run_start = np.uint64(sparse.run_start[j])
+        longest = np.uint64(sparse.run_start[j + np.uint64(1)]) - run_start - np.uint64(2)
+        for i in range(tiles):
+            state, at, stop = x[i], used[i], end[i]
+            t = tokens if faults[i] != FINE else np.uint64(0)
+            while t < tokens and at <= stop:
+                part = state & np.uint64(0xFFFF)
+                # Of the runs that fit, or all that do not in one: zeros alone, up to the end or a whole run.
+                k = min(longest, tokens - t)
+                if part >= runs[run_start + k]:
+                    state, at = _pull_sparse(state, at, stream, runs[run_start + k], np.uint64(1 << RUN_BITS))
+                    t += k
+                    continue
+                run = _entry_at(runs, run_start, run_slot, j, part)
+                place = run_start + run
+                state, at = _pull_sparse(state, at, stream, runs[place], runs[place + np.uint64(1)])
+                t += run
+                place = start + _entry_at(values, start, slot, j, state & np.uint64(0xFFFF))
+                state, at = _pull_sparse(state, at, stream, values[place], values[place + np.uint64(1)])
+                state, at, symbol = _pull_raw(state, at, stream, first, shift, place)
+                out[i, t, column] = symbol
+                t += np.uint64(1)
+            x[i], used[i] = state, at
+            if at > stop:
                 faults[i] = WORDS
 
 
@@ -562,14 +609,14 @@ def begin_encoding(symbols, lanes_log2, first_channel, dense, sparse, lowest, hi
         high: int32 (channels of the layer,), `highest` in dense channels and 0 in all others.
 
     Returns:
-        (what `_find_marks` gives, what `_find_escapes` gives, the sparse channels' words uint16 and where each tile's
-        begin int64 (tiles + 1,), room for the dense ones' uint16 (tiles, room), where they will begin in it int64
+        (the marks as `_find_marks` gives them but without their symbols, what `_find_escapes` gives, what
+        `_encode_sparse` gives but for the words that the dense channels' lanes begin with, room for the dense ones' uint16 (tiles, room), where they will begin in it int64
         (tiles,), for now at its end, the lanes' states uint32 (tiles, 16)).
     """
     tiles, tokens = symbols.shape[0], symbols.shape[1]
     lanes = 1 << lanes_log2 if len(dense.column) else 0
-    mark, mark_start = _find_marks(symbols, first_channel, low, high)
-    escapes, escape_start = _find_escapes(symbols, first_channel, lowest, highest, mark, mark_start)
+    mark, mark_symbol, mark_start = _find_marks(symbols, first_channel, low, high)
+    escapes, escape_start = _find_escapes(tokens, lowest, highest, mark, mark_symbol, mark_start)
     # A step writes at most one word; the fast ones write ahead.
     dense_room = SPARE
     for j in range(len(dense.column)):
@@ -577,14 +624,15 @@ def begin_encoding(symbols, lanes_log2, first_channel, dense, sparse, lowest, hi
     words = np.empty((tiles, dense_room), np.uint16)
     state = np.full((tiles, 1 << MAX_LANES_LOG2), LOWER, np.uint32)
     at = np.full(tiles, dense_room, np.int64)
-    streams = np.empty(0, np.uint16)
-    stream_start = np.zeros(tiles + 1, np.int64)
+    streams = np.empty(0, np.uint16), np.zeros(tiles, np.int64), np.zeros(tiles, np.int64)
     if tokens and len(sparse.column):
-        streams = _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_start)
+        streams = _encode_sparse(tokens, first_channel, sparse, mark, mark_symbol, mark_start)
+        stream, start, stop = streams
         for i in range(tiles):
-            for lane in range(min(lanes, stream_start[i + 1] - stream_start[i])):
-                state[i, lane] |= np.uint32(streams[stream_start[i] + lane])
-    return (mark, mark_start), (escapes, escape_start), (streams, stream_start), words, at, state
+            for lane in range(min(lanes, stop[i] - start[i])):
+                state[i, lane] |= np.uint32(stream[start[i]])
+                start[i] += 1
+    return (mark, mark_start), (escapes, escape_start), streams, words, at, state
 
 
 @numba.njit(cache=True, nogil=True)
@@ -600,7 +648,7 @@ def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, s
     tiles, tokens, dense_room = symbols.shape[0], symbols.shape[1], words.shape[1]
     has_dense, has_words = coded
     escapes, escape_start = escaped
-    streams, stream_start = sparse
+    streams, stream_start, stream_stop = sparse
     lanes = 1 << lanes_log2 if has_dense else 0
     nowhere = np.zeros(1, np.uint8)
     sizes = np.zeros(tiles, np.int64)
@@ -613,12 +661,11 @@ def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, s
         if len(mine):
             size += _put_escapes(symbols[i], first_channel, mine, nowhere, -1)
         if has_words:
-            left = max(0, stream_start[i + 1] - stream_start[i] - lanes)
-            size += 4 * lanes + 2 * (dense_room - at[i]) + 2 * left
+            size += 4 * lanes + 2 * (dense_room - at[i]) + 2 * (stream_stop[i] - stream_start[i])
         body[i] = size
         sizes[i] = _varint_size(size) + 4 + size
     out = np.empty(sizes.sum(), np.uint8)
-    word_bytes = words.reshape(words.size).view(np.uint8)
+    word_bytes, stream_bytes = words.reshape(words.size).view(np.uint8), streams.view(np.uint8)
     begin = 0
     for i in range(tiles):
         checksum = _put_varint(out, begin, body[i])
@@ -641,11 +688,7 @@ def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, s
                 here += 4
             _copy(word_bytes, 2 * (i * dense_room + at[i]), out, here, 2 * (dense_room - at[i]))
             here += 2 * (dense_room - at[i])
-            for k in range(stream_start[i] + lanes, stream_start[i + 1]):
-                word = streams[k]
-                out[here] = np.uint8(word & np.uint16(0xFF))
-                out[here + 1] = np.uint8(word >> np.uint16(8))
-                here += 2
+            _copy(stream_bytes, 2 * stream_start[i], out, here, 2 * (stream_stop[i] - stream_start[i]))
         begin += sizes[i]
         _put_u32(out, checksum, crc32(out, checksum + 4, begin))
     return out, sizes
@@ -668,18 +711,19 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
     One pass over each tile as it lies in memory; most rows of most blocks hold none.
 
     Returns:
-        (their tokens int64, tile by tile and channel by channel and rising, where those of each tile and channel
-        begin int64 (tiles, channels + 1)).
+        (their tokens int64, tile by tile and channel by channel and rising, the symbols themselves int32, where those
+        of each tile and channel begin int64 (tiles, channels + 1)).
     """
     tiles, tokens, channels = symbols.shape[0], symbols.shape[1], len(low)
-    mark = np.empty(64, np.int64)
+    mark, mark_symbol = np.empty(64, np.int64), np.empty(64, np.int32)
     start = np.zeros((tiles, channels + 1), np.int64)
     found_token, found_channel = np.empty(64, np.int64), np.empty(64, np.int64)
+    place = np.empty(channels + 1, np.int64)
     total = 0
-    for i in range(tiles):
-        count = 0
+    for i in range(np.uint64(tiles)):
+        count = np.uint64(0)
         for t in range(np.uint64(tokens)):
-            if count + channels > len(found_token):
+            if count + np.uint64(channels) > len(found_token):
                 more = len(found_token) + channels
                 found_token = np.concatenate((found_token, np.empty(more, np.int64)))
                 found_channel = np.concatenate((found_channel, np.empty(more, np.int64)))
@@ -692,41 +736,44 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
                     end = min(part + np.uint64(PART), right)
                     if end - part == PART and not _any_outside(row, low, high, part, PART):
                         continue
-                    for c in range(part, end):
-                        if row[c] < low[c] or row[c] > high[c]:
-                            found_token[count] = t
-                            found_channel[count] = c
-                            start[i, c + np.uint64(1)] += 1
-                            count += 1
-        start[i, 0] = total
-        for c in range(channels):
-            start[i, c + 1] += start[i, c]
-        if total + count > len(mark):
-            mark = np.concatenate((mark, np.empty(total + 2 * count, np.int64)))
-        place = start[i].copy()
+                    for c in range(part, end):  # counts only if `count` moves over it: a branch would be mispredicted
+                        found_token[count], found_channel[count] = t, c
+                        count += np.uint64(row[c] < low[c]) | np.uint64(row[c] > high[c])
+        place[:] = 0
         for n in range(count):
-            mark[place[found_channel[n]]] = found_token[n]
-            place[found_channel[n]] += 1
-        total += count
-    return mark[:total], start
+            place[found_channel[n] + 1] += 1
+        place[0] = total
+        for c in range(channels):
+            place[c + 1] += place[c]
+        start[i] = place
+        if total + count > len(mark):
+            more = np.int64(total + 2 * count)
+            mark = np.concatenate((mark, np.empty(more, np.int64)))
+            mark_symbol = np.concatenate((mark_symbol, np.empty(more, np.int32)))
+        for n in range(count):
+            c = found_channel[n]
+            mark[place[c]] = found_token[n]
+            mark_symbol[place[c]] = symbols[i, found_token[n], first_channel + c]
+            place[c] += 1
+        total += np.int64(count)
+    return mark[:total], mark_symbol[:total], start
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_escapes(symbols, first_channel, lowest, highest, mark, mark_start):  # type: ignore[no-untyped-def]
+def _find_escapes(tokens, lowest, highest, mark, mark_symbol, mark_start):  # type: ignore[no-untyped-def]
     """Positions in their layer of the symbols without an entry, among those with a mark.
 
     Returns:
         (positions int64, rising for each tile, where each tile's begin int64 (tiles + 1,)).
     """
-    tiles, tokens = symbols.shape[0], symbols.shape[1]
+    tiles = len(mark_start)
     position = np.empty(len(mark), np.int64)
     start = np.zeros(tiles + 1, np.int64)
     count = 0
     for i in range(tiles):
         for c in range(len(lowest)):
             for n in range(mark_start[i, c], mark_start[i, c + 1]):
-                value = symbols[i, mark[n], first_channel + c]
-                if value < lowest[c] or value > highest[c]:
+                if mark_symbol[n] < lowest[c] or mark_symbol[n] > highest[c]:
                     position[count] = c * tokens + mark[n]
                     count += 1
         start[i + 1] = count
@@ -761,11 +808,15 @@ def _put_escapes(tile, first_channel, positions, out, at):  # type: ignore[no-un
 def encode_dense(symbols, marks, words, at, state, first_tile, first_channel, channels, dense, lanes):  # type: ignore[no-untyped-def]
     """The dense channels of the tiles from `first_tile` on, backwards; blocks as in `decode_dense`.
 
+    As few tiles as there are lanes to take turns come together: their block stays in the first-level cache.
+
     The arguments are those that `begin_encoding` takes and gives; `channels` are the layer's, `lanes` the tiles'.
     """
     mark, mark_start = marks
     tiles, tokens = symbols.shape[0], symbols.shape[1]
-    block = np.zeros((min(TOGETHER, tiles - first_tile), tokens, min(BLOCK, channels)), np.uint8)
+    together = 4 if lanes == 1 else 1
+    block = np.zeros((together, tokens, min(BLOCK, channels)), np.uint8)
+    entry, reciprocal = dense.encoding, dense.reciprocal  # taken out here, as in `decode_dense`
     first = len(dense.column)
     while first > 0:
         last = first
@@ -775,8 +826,8 @@ def encode_dense(symbols, marks, words, at, state, first_tile, first_channel, ch
         offset = np.zeros(BLOCK, np.int32)
         for j in range(first, last):
             offset[dense.column[j] - left] = dense.first[dense.start[j]]
-        for begin in range(first_tile, tiles, TOGETHER):
-            end = min(begin + TOGETHER, tiles)
+        for begin in range(first_tile, tiles, together):
+            end = min(begin + together, tiles)
             for i in range(begin, end):
                 _read_block(block[i - begin], offset, symbols[i], left, right)
                 for j in range(first, last):  # what has no entry gets the nearest one's
@@ -787,15 +838,15 @@ def encode_dense(symbols, marks, words, at, state, first_tile, first_channel, ch
                         block[i - begin, mark[n], column - left] = top if above else np.uint8(0)
             for j in range(last - 1, first - 1, -1):
                 plain = dense.precision == 12 and not dense.wide[j]
-                column = dense.column[j] - left
+                c, base = np.uint64(dense.column[j] - left), np.uint64(dense.start[j])
                 i = begin
                 while i < end:
                     if plain and lanes == 1 and i + 4 <= end:
-                        _encode_four_tiles(words, at, state, i, j, dense, block[i - begin : i - begin + 4], column)
+                        _encode_four_tiles(words, at, state, i, entry, reciprocal, base, block, i - begin, c)
                         i += 4
                         continue
                     if plain and lanes >= 4:
-                        at[i] = _encode_four_lanes(words[i], at[i], state[i], lanes, j, dense, block[i - begin], column)
+                        _encode_four_lanes(words, at, state, i, lanes, entry, reciprocal, base, block, i - begin, c)
                     else:
                         at[i] = _encode_channel(words[i], at[i], state[i], lanes, j, dense, symbols[i])
                     i += 1
@@ -816,9 +867,9 @@ def _read_block(block, offset, tile, left, right):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _push(x, pointer, words, entry, reciprocal):  # type: ignore[no-untyped-def]
-    """One encoding step at 12 bits, by an entry of `Dense.encoding`: the state and the pointer after it."""
-    words[pointer - np.uint64(1)] = x  # counts only if the pointer moves over it
+def _push(x, pointer, words, i, entry, reciprocal):  # type: ignore[no-untyped-def]
+    """One encoding step of tile `i` at 12 bits, by an entry of `Dense.encoding`: the state and the pointer after it."""
+    words[i, pointer - np.uint64(1)] = x  # counts only if the pointer moves over it
     short = np.uint64(x > entry >> np.uint64(32))
     x >>= short << np.uint64(4)  # a shift, for a branch would be mispredicted at every other word
     # x // frequency, exactly: x < frequency << 20, see schemas/payload.md.
@@ -828,73 +879,72 @@ def _push(x, pointer, words, entry, reciprocal):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode_four_tiles(words, at, state, i, j, dense, block, column):  # type: ignore[no-untyped-def]
-    """One channel of four tiles of one lane each, at 12 bits."""
-    base, c = np.uint64(dense.start[j]), np.uint64(column)
-    entry, reciprocal = dense.encoding, dense.reciprocal
-    w0, w1, w2, w3 = words[i], words[i + 1], words[i + 2], words[i + 3]
-    p0, p1, p2, p3 = np.uint64(at[i]), np.uint64(at[i + 1]), np.uint64(at[i + 2]), np.uint64(at[i + 3])
-    x0, x1 = np.uint64(state[i, 0]), np.uint64(state[i + 1, 0])
-    x2, x3 = np.uint64(state[i + 2, 0]), np.uint64(state[i + 3, 0])
-    b0, b1, b2, b3 = block[0], block[1], block[2], block[3]
-    tokens = np.uint64(b0.shape[0])
+def _encode_four_tiles(words, at, state, i, entry, reciprocal, base, block, n, c):  # type: ignore[no-untyped-def]
+    """One channel of four tiles of one lane each, at 12 bits: tile `i` from `block[n]`, and the next ones."""
+    i0, n0 = np.uint64(i), np.uint64(n)
+    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    i1, i2, i3, n1, n2, n3 = i0 + one, i0 + two, i0 + three, n0 + one, n0 + two, n0 + three
+    p0, p1, p2, p3 = np.uint64(at[i0]), np.uint64(at[i1]), np.uint64(at[i2]), np.uint64(at[i3])
+    x0, x1, x2, x3 = np.uint64(state[i0, 0]), np.uint64(state[i1, 0]), np.uint64(state[i2, 0]), np.uint64(state[i3, 0])
+    tokens = np.uint64(block.shape[1])
     for done in range(tokens):
-        t = tokens - np.uint64(1) - done
-        k0, k1 = base + np.uint64(b0[t, c]), base + np.uint64(b1[t, c])
-        k2, k3 = base + np.uint64(b2[t, c]), base + np.uint64(b3[t, c])
-        x0, p0 = _push(x0, p0, w0, entry[k0], reciprocal[k0])
-        x1, p1 = _push(x1, p1, w1, entry[k1], reciprocal[k1])
-        x2, p2 = _push(x2, p2, w2, entry[k2], reciprocal[k2])
-        x3, p3 = _push(x3, p3, w3, entry[k3], reciprocal[k3])
-    state[i, 0], state[i + 1, 0], state[i + 2, 0], state[i + 3, 0] = x0, x1, x2, x3
-    at[i], at[i + 1], at[i + 2], at[i + 3] = p0, p1, p2, p3
+        t = tokens - one - done
+        k0, k1 = base + np.uint64(block[n0, t, c]), base + np.uint64(block[n1, t, c])
+        k2, k3 = base + np.uint64(block[n2, t, c]), base + np.uint64(block[n3, t, c])
+        x0, p0 = _push(x0, p0, words, i0, entry[k0], reciprocal[k0])
+        x1, p1 = _push(x1, p1, words, i1, entry[k1], reciprocal[k1])
+        x2, p2 = _push(x2, p2, words, i2, entry[k2], reciprocal[k2])
+        x3, p3 = _push(x3, p3, words, i3, entry[k3], reciprocal[k3])
+    state[i0, 0], state[i1, 0], state[i2, 0], state[i3, 0] = x0, x1, x2, x3
+    at[i0], at[i1], at[i2], at[i3] = p0, p1, p2, p3
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode_four_lanes(words, at, states, lanes, j, dense, block, column):  # type: ignore[no-untyped-def]
-    """One channel of one tile of at least four lanes, at 12 bits; where the next word goes before."""
-    base, c = np.uint64(dense.start[j]), np.uint64(column)
-    entry, reciprocal = dense.encoding, dense.reciprocal
+def _encode_four_lanes(words, at, state, i, lanes, entry, reciprocal, base, block, n, c):  # type: ignore[no-untyped-def]
+    """One channel of tile `i` of at least four lanes, at 12 bits, from `block[n]`."""
+    i, n = np.uint64(i), np.uint64(n)
     lane_mask = np.uint64(lanes - 1)
-    pointer = np.uint64(at)
+    pointer = np.uint64(at[i])
     one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-    tokens = np.uint64(block.shape[0])
+    tokens = np.uint64(block.shape[1])
     whole = tokens & ~three
     for done in range(tokens - whole):
         t = tokens - one - done
-        k = base + np.uint64(block[t, c])
-        x0, pointer = _push(np.uint64(states[t & lane_mask]), pointer, words, entry[k], reciprocal[k])
-        states[t & lane_mask] = x0
+        lane = t & lane_mask
+        k = base + np.uint64(block[n, t, c])
+        x0, pointer = _push(np.uint64(state[i, lane]), pointer, words, i, entry[k], reciprocal[k])
+        state[i, lane] = x0
     for done in range(np.uint64(0), whole, four):
         t = whole - four - done
         lane = t & lane_mask
-        k0, k1 = base + np.uint64(block[t, c]), base + np.uint64(block[t + one, c])
-        k2, k3 = base + np.uint64(block[t + two, c]), base + np.uint64(block[t + three, c])
-        x0, x1 = np.uint64(states[lane]), np.uint64(states[lane + one])
-        x2, x3 = np.uint64(states[lane + two]), np.uint64(states[lane + three])
-        x3, pointer = _push(x3, pointer, words, entry[k3], reciprocal[k3])
-        x2, pointer = _push(x2, pointer, words, entry[k2], reciprocal[k2])
-        x1, pointer = _push(x1, pointer, words, entry[k1], reciprocal[k1])
-        x0, pointer = _push(x0, pointer, words, entry[k0], reciprocal[k0])
-        states[lane], states[lane + one], states[lane + two], states[lane + three] = x0, x1, x2, x3
-    return np.int64(pointer)
+        k0, k1 = base + np.uint64(block[n, t, c]), base + np.uint64(block[n, t + one, c])
+        k2, k3 = base + np.uint64(block[n, t + two, c]), base + np.uint64(block[n, t + three, c])
+        x0, x1 = np.uint64(state[i, lane]), np.uint64(state[i, lane + one])
+        x2, x3 = np.uint64(state[i, lane + two]), np.uint64(state[i, lane + three])
+        x3, pointer = _push(x3, pointer, words, i, entry[k3], reciprocal[k3])
+        x2, pointer = _push(x2, pointer, words, i, entry[k2], reciprocal[k2])
+        x1, pointer = _push(x1, pointer, words, i, entry[k1], reciprocal[k1])
+        x0, pointer = _push(x0, pointer, words, i, entry[k0], reciprocal[k0])
+        state[i, lane], state[i, lane + one], state[i, lane + two], state[i, lane + three] = x0, x1, x2, x3
+    at[i] = pointer
 
 
 @numba.njit(cache=True, nogil=True)
 def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[no-untyped-def]
     """One channel of one tile, of any precision, lanes and raw bits; where the next word goes before."""
     base, bits = dense.start[j], np.uint64(dense.precision)
-    first, shift = dense.first[base : dense.start[j + 1]], dense.shift[base : dense.start[j + 1]]
+    last = dense.start[j + 1] - base - 1
     pointer = np.uint64(at)
     for t in range(tile.shape[0] - 1, -1, -1):
-        k, raw = _entry_of(tile[t, dense.column[j]], first, shift)
+        k, raw = _entry_of(tile[t, dense.column[j]], dense.first, dense.shift, base, last)
+        shift = np.uint64(dense.shift[base + k])
         x = np.uint64(states[t & (lanes - 1)])
-        if shift[k]:
-            if x >= np.uint64(1) << np.uint64(32 - shift[k]):
+        if shift:
+            if x >= np.uint64(1) << (np.uint64(32) - shift):
                 pointer -= np.uint64(1)
                 words[pointer] = x
                 x >>= np.uint64(16)
-            x = (x << np.uint64(shift[k])) | np.uint64(raw)
+            x = (x << shift) | np.uint64(raw)
         below, frequency = _split(dense.entry[base + k])
         if x >= frequency << (np.uint64(32) - bits):
             pointer -= np.uint64(1)
@@ -906,91 +956,96 @@ def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[n
 
 
 @numba.njit(cache=True, nogil=True)
-def _entry_of(symbol, first, shift):  # type: ignore[no-untyped-def]
-    """(entry, raw bits) of a symbol among entries that begin with `first`; the nearest one's where it has none."""
-    if symbol <= first[0]:
+def _entry_of(symbol, first, shift, start, last):  # type: ignore[no-untyped-def]
+    """(entry, raw bits) of a symbol in a table whose entries 0 to `last` begin at `start`; the nearest one's if none."""
+    place = np.int64(symbol) - np.int64(first[start])
+    if place <= 0:
         return np.int64(0), np.int64(0)
-    last, place = len(first) - 1, np.int64(symbol) - np.int64(first[0])
-    if np.int64(first[last]) - np.int64(first[0]) == last:  # one symbol each, but for the last entry
+    if np.int64(first[start + last]) - np.int64(first[start]) == last:  # one symbol each, but for the last entry
         k = min(place, last)
     else:
-        k = np.searchsorted(first, symbol, side="right") - 1
-    return k, min(np.int64(symbol) - np.int64(first[k]), (np.int64(1) << np.int64(shift[k])) - 1)
+        k = np.searchsorted(first[start : start + last + 1], symbol, side="right") - 1
+    return k, min(np.int64(symbol) - np.int64(first[start + k]), (np.int64(1) << np.int64(shift[start + k])) - 1)
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode_sparse(symbols, first_channel, sparse, mark, mark_start, stream_start):  # type: ignore[no-untyped-def]
-    """The sparse channels' words of many tiles one after the other; fills `stream_start` int64 (tiles + 1,).
+def _encode_sparse(tokens, first_channel, sparse, mark, mark_symbol, mark_start):  # type: ignore[no-untyped-def]
+    """The sparse channels' words of many tiles.
 
-    In sparse channels every symbol but 0 has a mark.
+    In sparse channels every symbol but 0 has a mark. A channel's tables serve all tiles, as in decoding.
+
+    Returns:
+        (words uint16, where each tile's begin int64 (tiles,), where they end int64 (tiles,)).
     """
-    tiles, tokens = symbols.shape[0], symbols.shape[1]
-    step_low = np.empty(3 * tokens + 1, np.uint32)
-    step_frequency = np.empty(3 * tokens + 1, np.uint32)
-    step_bits = np.empty(3 * tokens + 1, np.uint8)
-    room = 64
-    words = np.empty(room, np.uint16)
-    streams = np.empty(0, np.uint16)
+    tiles = len(mark_start)
+    # At most a word for each mark's run, entry and raw bits, one for each whole run and for a channel's last zeros, two
+    # for the state; the fast step writes one ahead.
+    room = 3
+    for j in range(len(sparse.column)):
+        room += 1 + tokens // (sparse.run_start[j + 1] - sparse.run_start[j] - 2)
+    stop = np.empty(tiles, np.int64)
     total = 0
     for i in range(tiles):
-        x = np.uint64(LOWER)
-        count = 0  # words of this tile, the last one first
-        for j in range(len(sparse.column) - 1, -1, -1):
-            column = sparse.column[j]
-            runs = sparse.run[sparse.run_start[j] : sparse.run_start[j + 1]]
-            values = sparse.value[sparse.start[j] : sparse.start[j + 1]]
-            first = sparse.first[sparse.start[j] : sparse.start[j + 1] - 1]
-            shift = sparse.shift[sparse.start[j] : sparse.start[j + 1] - 1]
-            longest = len(runs) - 2
-            steps = 0
-            t = 0
-            last = mark_start[i, column - first_channel + 1]
-            for n in range(mark_start[i, column - first_channel], last + 1):
-                run = (mark[n] if n < last else tokens) - t
-                while run >= longest or (run and n == last):
-                    zeros = min(run, longest)
-                    step_low[steps] = runs[zeros]
-                    step_frequency[steps] = np.uint32(1 << RUN_BITS) - runs[zeros]
-                    step_bits[steps] = RUN_BITS
-                    steps += 1
-                    run -= zeros
-                    t += zeros
-                if n == last:
+        total += room + 3 * (mark_start[i, -1] - mark_start[i, 0])
+        stop[i] = total
+    words = np.empty(total, np.uint16)
+    at, x = stop.astype(np.uint64), np.full(tiles, LOWER, np.uint64)
+    _encode_sparse_channels(words, at, x, tokens, first_channel, sparse, mark, mark_symbol, mark_start)
+    for i in range(tiles):
+        at[i] -= np.uint64(2)
+        words[at[i]], words[at[i] + np.uint64(1)] = x[i] >> np.uint64(16), x[i] & np.uint64(0xFFFF)
+    return words, at.astype(np.int64), stop
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode_sparse_channels(words, at, x, tokens, first_channel, sparse, mark, mark_symbol, mark_start):  # type: ignore[no-untyped-def]
+    """All sparse channels of many tiles, backwards: moves their states `x` and where the next word goes before."""
+    # Not cut into channels, as in `_decode_sparse_channels`.
+    runs, values, first, shift = sparse.run, sparse.value, sparse.first, sparse.shift
+    one, sixteen = np.uint64(1), np.uint64(RUN_BITS)
+    for j in range(len(sparse.column) - 1, -1, -1):
+        channel = sparse.column[j] - first_channel
+        start, last = sparse.start[j], sparse.start[j + 1] - sparse.start[j] - 2
+        run_start, longest = sparse.run_start[j], sparse.run_start[j + 1] - sparse.run_start[j] - 2
+        for i in range(len(x)):
+            state, pointer = x[i], np.uint64(at[i])
+            begin, n = mark_start[i, channel], mark_start[i, channel + 1]
+            end = tokens
+            while True:
+                # The zeros up to `end`: those behind the last mark, or a mark's run.
+                begun = mark[n - 1] + 1 if n > begin else 0
+                rest = end - begun
+                while rest >= longest:
+                    rest -= longest
+                place = np.uint64(run_start + rest)
+                if end < tokens:
+                    state, pointer = _push_sparse(state, pointer, words, runs[place], runs[place + one], sixteen)
+                elif rest:
+                    state, pointer = _push_sparse(state, pointer, words, runs[place], 1 << RUN_BITS, sixteen)
+                for _ in range(begun + rest, end, longest):
+                    low = runs[np.uint64(run_start + longest)]
+                    state, pointer = _push_sparse(state, pointer, words, low, 1 << RUN_BITS, sixteen)
+                if n == begin:
                     break
-                step_low[steps] = runs[run]
-                step_frequency[steps] = runs[run + 1] - runs[run]
-                step_bits[steps] = RUN_BITS
-                k, raw = _entry_of(symbols[i, t + run, column], first, shift)
-                step_low[steps + 1] = values[k]
-                step_frequency[steps + 1] = values[k + 1] - values[k]
-                step_bits[steps + 1] = RUN_BITS
-                steps += 2
-                if shift[k]:
-                    step_low[steps], step_frequency[steps], step_bits[steps] = raw, 1, shift[k]
-                    steps += 1
-                t += run + 1
-            if count + steps + 2 > room:
-                room = 2 * room + steps
-                words = np.concatenate((words, np.empty(room - len(words), np.uint16)))
-            for n in range(steps - 1, -1, -1):
-                frequency = np.uint64(step_frequency[n])
-                bits = np.uint64(step_bits[n])
-                if x >= frequency << (np.uint64(32) - bits):
-                    words[count] = np.uint16(x & np.uint64(0xFFFF))
-                    count += 1
-                    x >>= np.uint64(16)
-                quotient = np.uint64(np.uint32(x) // np.uint32(frequency))
-                x = (quotient << bits) + (x - quotient * frequency) + np.uint64(step_low[n])
-        words[count] = np.uint16(x & np.uint64(0xFFFF))
-        words[count + 1] = np.uint16(x >> np.uint64(16))
-        count += 2
-        if total + count > len(streams):
-            streams = np.concatenate((streams, np.empty(total + 2 * count, np.uint16)))
-        for n in range(count):
-            streams[total + n] = words[count - 1 - n]
-        total += count
-        stream_start[i + 1] = total
-    return streams
+                n -= 1
+                end = mark[n]
+                k, raw = _entry_of(mark_symbol[n], first, shift, start, last)
+                place = np.uint64(start + k)
+                if shift[place]:
+                    state, pointer = _push_sparse(state, pointer, words, raw, raw + 1, np.uint64(shift[place]))
+                state, pointer = _push_sparse(state, pointer, words, values[place], values[place + one], sixteen)
+            x[i], at[i] = state, pointer
+
+
+@numba.njit(cache=True, nogil=True)
+def _push_sparse(x, pointer, words, low, high, bits):  # type: ignore[no-untyped-def]
+    """One encoding step of the entry [low, high) among 2**bits: the state and the pointer after it."""
+    frequency = np.uint64(high) - np.uint64(low)
+    words[pointer - np.uint64(1)] = x  # counts only if the pointer moves over it
+    short = np.uint64(x >= frequency << (np.uint64(32) - bits))
+    x >>= short << np.uint64(4)
+    quotient = np.uint64(np.uint32(x) // np.uint32(frequency))
+    return (quotient << bits) + (x - quotient * frequency) + np.uint64(low), pointer - short
 
 
 @numba.njit(cache=True, nogil=True)
