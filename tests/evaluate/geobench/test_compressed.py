@@ -127,7 +127,7 @@ def test_one_config_has_every_rate_next_to_the_uncompressed(
             row = rows[f"NEC, beta {beta}", protocol]
             assert row["bytes_per_tile"] == pytest.approx(bytes_a_tile[-1])
             assert row["encoder_id"] == codec.spec.encoder_id
-    assert bytes_a_tile[0] < bytes_a_tile[-1], "a higher beta is a lower rate"
+    assert bytes_a_tile[0] < 0.97 * bytes_a_tile[-1], "a higher beta is a lower rate"
     for name in ("linear", "knn"):
         assert rows["MP-MAE", name]["bytes_per_tile"] is None
         assert rows["NEC's encoder, float32", name]["bytes_per_tile"] == 4 * 16 * 320
