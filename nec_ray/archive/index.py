@@ -24,6 +24,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from nec_ray.archive.datafile import DataFile, read_file, write_files
 from nec_ray.archive.log import Entry, Log
+from nec_ray.archive.short_log import Files, read_short_log
 from nec_ray.contracts import arrow_schema
 from nec_ray.errors import ConflictError, CorruptIndex, InputError, NotFound
 from nec_ray.storage import Store
@@ -88,10 +89,18 @@ class Index:
             NotFound: no index, or no such version.
             CorruptIndex: a file lies outside the index, or is listed twice.
         """
-        table = self._log.open(self._number_at(at) if isinstance(at, datetime) else at)
+        number = self._number_at(at) if isinstance(at, datetime) else at
+        return self._checked(*(read_short_log(self._store, number) or self._opened(number)))
+
+    def _opened(self, number: int | None = None) -> tuple[int, Files]:
+        """The same by delta-rs, whose table the next commit is made on."""
+        table = self._log.open(number)
         actions = pa.table(table.get_add_actions())
         columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
-        files = [DataFile(*one) for one in zip(*columns, strict=True)]
+        return table.version(), list(zip(*columns, strict=True))
+
+    def _checked(self, number: int, named: Files) -> Version:
+        files = [DataFile(*one) for one in named]
         for file in files:
             if not _DATA_FILE.fullmatch(file.name) or file.rows is None or file.size < 0:
                 raise CorruptIndex(
@@ -99,7 +108,7 @@ class Index:
                 )
         if len({file.name for file in files}) < len(files):
             raise CorruptIndex(f"{self._log.uri}: the log names a data file twice")
-        return Version(table.version(), tuple(sorted(files, key=lambda file: file.name)))
+        return Version(number, tuple(sorted(files, key=lambda file: file.name)))
 
     def history(self) -> list[Entry]:
         """All commits, the newest first."""
@@ -215,7 +224,7 @@ class Index:
         """Commit the actions that a version asks for; the number of the version made, or found with nothing to do."""
         name = secrets.token_hex(16)
         for attempt in range(_ATTEMPTS):
-            current = self.version()
+            current = self._checked(*self._opened())
             asked = actions(current)
             if not asked:
                 return current.number
