@@ -346,6 +346,8 @@ def open_archive(url: str | os.PathLike[str], version: int | datetime | str | No
     store = Store(url)
     at = parse_version(version)
     prepare()
+    if store.is_local:
+        return Archive(store, read_info(store), Index(store).version(at))
     with ThreadPoolExecutor(1) as pool:  # on an object store every request before the first byte is felt
         info = pool.submit(read_info, store)
         try:

@@ -25,6 +25,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from nec_ray.archive.datafile import DataFile, read_file, write_files
 from nec_ray.archive.log import Entry, Log
 from nec_ray.archive.recorded import RecordedCatalog, recorded_catalogs
+from nec_ray.archive.short_log import State, read_short_log
 from nec_ray.contracts import arrow_schema
 from nec_ray.errors import ConflictError, CorruptIndex, InputError, NotFound
 from nec_ray.storage import Store
@@ -91,10 +92,18 @@ class Index:
             NotFound: no index, or no such version.
             CorruptIndex: a file lies outside the index, or is listed twice.
         """
-        table = self._log.open(self._number_at(at) if isinstance(at, datetime) else at)
+        number = self._number_at(at) if isinstance(at, datetime) else at
+        return self._checked(read_short_log(self._store, number) or self._opened(number))
+
+    def _opened(self, number: int | None = None) -> State:
+        """The same by delta-rs, whose table the next commit is made on."""
+        table = self._log.open(number)
         actions = pa.table(table.get_add_actions())
         columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
-        files = [DataFile(*one) for one in zip(*columns, strict=True)]
+        return State(table.version(), list(zip(*columns, strict=True)), table.metadata().configuration)
+
+    def _checked(self, state: State) -> Version:
+        files = [DataFile(*one) for one in state.files]
         for file in files:
             if not _DATA_FILE.fullmatch(file.name) or file.rows is None or file.size < 0:
                 raise CorruptIndex(
@@ -102,8 +111,7 @@ class Index:
                 )
         if len({file.name for file in files}) < len(files):
             raise CorruptIndex(f"{self._log.uri}: the log names a data file twice")
-        named = table.metadata().configuration
-        return Version(table.version(), tuple(sorted(files, key=lambda file: file.name)), named)
+        return Version(state.version, tuple(sorted(files, key=lambda file: file.name)), state.properties)
 
     def catalogs(self, version: Version) -> tuple[RecordedCatalog, ...]:
         """The catalogs that are recorded in a version.
@@ -121,7 +129,7 @@ class Index:
             StorageError: the store refused.
         """
         for attempt in range(_ATTEMPTS):
-            current = self.version()
+            current = self._checked(self._opened())
             new = set(catalogs) - set(self.catalogs(current))
             if not new or self._log.set_properties(current.number, _properties(new), "catalog"):
                 return
@@ -249,7 +257,7 @@ class Index:
         """Commit the actions that a version asks for; the number of the version made, or found with nothing to do."""
         name = secrets.token_hex(16)
         for attempt in range(_ATTEMPTS):
-            current = self.version()
+            current = self._checked(self._opened())
             asked = actions(current)
             if not asked:
                 return current.number

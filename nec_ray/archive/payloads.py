@@ -25,6 +25,8 @@ _LARGEST_PACK = 1 << 48
 _BATCH_BYTES = 16 << 20
 _BATCH_TILES = 8192
 _READERS = 16
+_FEW = 2
+"""Reads for which a client of their own would take longer to make than s3fs, which is there, to read."""
 _LOCAL_READERS = 2
 _LOCAL_SHARE = 64
 """Reads of a local disk that one thread does in a row."""
@@ -143,10 +145,13 @@ def fetch(store: Store, wanted: References) -> Iterator[Batch]:
         data = np.empty(ends[-1], np.uint8)
         begins = np.append(0, ends)
         steps = range(0, len(batch), share)
+        if len(batches) == len(steps) == 1:  # there is nothing to do meanwhile
+            _read(reader, wanted, plan, batch, data)
+            return data, []
         return data, [pool.submit(_read, reader, wanted, plan, batch[i : i + share], data[begins[i] :]) for i in steps]
 
     pool = ThreadPoolExecutor(_LOCAL_READERS if store.is_local else _READERS)
-    reader = RangeReader(store, plan.ends(wanted.packs))
+    reader = RangeReader(store, plan.ends(wanted.packs) if len(plan.start) > _FEW else {})
     try:
         ahead = deque(start(batch) for batch in batches[:_AHEAD])
         for number, batch in enumerate(batches):

@@ -9,7 +9,7 @@ with as many spare words behind the last as one channel can ask for, so that a p
 leave it. All kernels are in this file: numba's cache does not notice when a function of another file changes.
 """
 
-# ruff: noqa: PLR0912, PLR0915  (a kernel that is cut up for its length hides what keeps it within bounds)
+# ruff: noqa: PLR0912  (a kernel that is cut up for its length hides what keeps it within bounds)
 
 from typing import Any
 
@@ -378,7 +378,7 @@ def _write_wide(wide, is_wide, tile, left, right):  # type: ignore[no-untyped-de
 
 @numba.njit(cache=True, nogil=True)
 def _expand(table, entry, start, stop):  # type: ignore[no-untyped-def]
-    """What a step needs of each of 4096 slots, from a channel's entries: its frequency, the slot's place in it, itself."""
+    """What a step needs of each of 4096 slots, by a channel's entries: frequency, the slot's place in it, entry."""
     for k in range(start, stop):
         below, frequency = np.uint64(entry[k] & np.uint32(0xFFFF)), np.uint64(entry[k] >> np.uint32(16))
         value = np.uint32(frequency << np.uint64(20)) | np.uint32(k - start)

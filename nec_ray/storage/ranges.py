@@ -24,7 +24,7 @@ class RangeReader:
 
     Args:
         store: where the objects are.
-        ends: by name, how far into it an object is read at most.
+        ends: by name, how far into it an object is read at most; what is not named is read by `Store.read_range`.
     """
 
     def __init__(self, store: Store, ends: Mapping[str, int]) -> None:
@@ -34,7 +34,7 @@ class RangeReader:
         self._descriptors: dict[str, int] = {}
         # Handles are lent, not kept by thread: DuckDB's threads end, for Python, with every call.
         self._free: dict[str, list[Any]] = {}
-        self._handler: Any = self._connect() if store.scheme == "s3" else None
+        self._handler: Any = self._connect() if ends and store.scheme == "s3" else None
 
     def __enter__(self) -> Self:
         return self
