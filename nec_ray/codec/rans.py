@@ -695,11 +695,11 @@ def end_encoding(symbols, declared, lanes_log2, first_channel, coded, escaped, s
 
 
 @numba.njit(forceinline=True)
-def _any_outside(row, low, high, left, count):  # type: ignore[no-untyped-def]
-    """Whether any of `count` symbols from `left` on is below `low` or above `high`."""
+def _any_outside(symbols, row, low, high, left, count):  # type: ignore[no-untyped-def]
+    """Whether any of `count` symbols from `left` on, of a row that begins at `row`, is below `low` or above `high`."""
     seen = np.int32(0)
     for n in range(np.uint64(count)):
-        value = row[left + n]
+        value = symbols[row + left + n]
         seen |= np.int32(value < low[left + n]) | np.int32(value > high[left + n])
     return seen
 
@@ -715,6 +715,7 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
         of each tile and channel begin int64 (tiles, channels + 1)).
     """
     tiles, tokens, channels = symbols.shape[0], symbols.shape[1], len(low)
+    flat = symbols.reshape(symbols.size)  # not cut into rows, as in `_decode_sparse_channels`
     mark, mark_symbol = np.empty(64, np.int64), np.empty(64, np.int32)
     start = np.zeros((tiles, channels + 1), np.int64)
     found_token, found_channel = np.empty(64, np.int64), np.empty(64, np.int64)
@@ -727,18 +728,19 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
                 more = len(found_token) + channels
                 found_token = np.concatenate((found_token, np.empty(more, np.int64)))
                 found_channel = np.concatenate((found_channel, np.empty(more, np.int64)))
-            row = symbols[i, t, first_channel : first_channel + channels]
+            row = (i * np.uint64(tokens) + t) * np.uint64(symbols.shape[2]) + np.uint64(first_channel)
             for left in range(np.uint64(0), np.uint64(channels), np.uint64(BLOCK)):
                 right = min(left + np.uint64(BLOCK), np.uint64(channels))
-                if right - left == BLOCK and not _any_outside(row, low, high, left, BLOCK):
+                if right - left == BLOCK and not _any_outside(flat, row, low, high, left, BLOCK):
                     continue
                 for part in range(left, right, np.uint64(PART)):
                     end = min(part + np.uint64(PART), right)
-                    if end - part == PART and not _any_outside(row, low, high, part, PART):
+                    if end - part == PART and not _any_outside(flat, row, low, high, part, PART):
                         continue
                     for c in range(part, end):  # counts only if `count` moves over it: a branch would be mispredicted
                         found_token[count], found_channel[count] = t, c
-                        count += np.uint64(row[c] < low[c]) | np.uint64(row[c] > high[c])
+                        value = flat[row + c]
+                        count += np.uint64(value < low[c]) | np.uint64(value > high[c])
         place[:] = 0
         for n in range(count):
             place[found_channel[n] + 1] += 1
