@@ -610,8 +610,9 @@ def begin_encoding(symbols, lanes_log2, first_channel, dense, sparse, lowest, hi
 
     Returns:
         (the marks as `_find_marks` gives them but without their symbols, what `_find_escapes` gives, what
-        `_encode_sparse` gives but for the words that the dense channels' lanes begin with, room for the dense ones' uint16 (tiles, room), where they will begin in it int64
-        (tiles,), for now at its end, the lanes' states uint32 (tiles, 16)).
+        `_encode_sparse` gives but for the words that the dense channels' lanes begin with, room for the dense ones'
+        uint16 (tiles, room), where they will begin in it int64 (tiles,), for now at its end, the lanes' states uint32
+        (tiles, 16)).
     """
     tiles, tokens = symbols.shape[0], symbols.shape[1]
     lanes = 1 << lanes_log2 if len(dense.column) else 0
@@ -720,7 +721,7 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
     start = np.zeros((tiles, channels + 1), np.int64)
     found_token, found_channel = np.empty(64, np.int64), np.empty(64, np.int64)
     place = np.empty(channels + 1, np.int64)
-    total = 0
+    total: Any = 0
     for i in range(np.uint64(tiles)):
         count = np.uint64(0)
         for t in range(np.uint64(tokens)):
@@ -749,9 +750,9 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
             place[c + 1] += place[c]
         start[i] = place
         if total + count > len(mark):
-            more = np.int64(total + 2 * count)
-            mark = np.concatenate((mark, np.empty(more, np.int64)))
-            mark_symbol = np.concatenate((mark_symbol, np.empty(more, np.int32)))
+            grown: Any = np.int64(total + 2 * count)
+            mark = np.concatenate((mark, np.empty(grown, np.int64)))
+            mark_symbol = np.concatenate((mark_symbol, np.empty(grown, np.int32)))
         for n in range(count):
             c = found_channel[n]
             mark[place[c]] = found_token[n]
@@ -959,7 +960,7 @@ def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[n
 
 @numba.njit(cache=True, nogil=True)
 def _entry_of(symbol, first, shift, start, last):  # type: ignore[no-untyped-def]
-    """(entry, raw bits) of a symbol in a table whose entries 0 to `last` begin at `start`; the nearest one's if none."""
+    """(entry, raw bits) of a symbol in a table whose entries 0 to `last` begin at `start`; or of the nearest one."""
     place = np.int64(symbol) - np.int64(first[start])
     if place <= 0:
         return np.int64(0), np.int64(0)
