@@ -378,7 +378,7 @@ def _write_wide(wide, is_wide, tile, left, right):  # type: ignore[no-untyped-de
 
 @numba.njit(cache=True, nogil=True)
 def _expand(table, entry, start, stop):  # type: ignore[no-untyped-def]
-    """What a step needs of each of 4096 slots, by a channel's entries: frequency, the slot's place in it, entry."""
+    """Fill what a step needs of each of 4096 slots: its entry's frequency, its place in it, and the entry."""
     for k in range(start, stop):
         below, frequency = np.uint64(entry[k] & np.uint32(0xFFFF)), np.uint64(entry[k] >> np.uint32(16))
         value = np.uint32(frequency << np.uint64(20)) | np.uint32(k - start)
@@ -609,9 +609,9 @@ def begin_encoding(symbols, lanes_log2, first_channel, dense, sparse, lowest, hi
         high: int32 (channels of the layer,), `highest` in dense channels and 0 in all others.
 
     Returns:
-        (the marks as `_find_marks` gives them but without their symbols, what `_find_escapes` gives, what
-        `_encode_sparse` gives but for the words that the dense channels' lanes begin with, room for the dense ones'
-        uint16 (tiles, room), where they will begin in it int64 (tiles,), for now at its end, the lanes' states uint32
+        (the marks as `_find_marks` gives them, without their symbols, what `_find_escapes` gives, what `_encode_sparse`
+        gives, without the words that the dense channels' lanes begin with, room for the dense ones' words uint16
+        (tiles, room), where they will begin in it int64 (tiles,), for now at its end, the lanes' states uint32
         (tiles, 16)).
     """
     tiles, tokens = symbols.shape[0], symbols.shape[1]
@@ -721,7 +721,7 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
     start = np.zeros((tiles, channels + 1), np.int64)
     found_token, found_channel = np.empty(64, np.int64), np.empty(64, np.int64)
     place = np.empty(channels + 1, np.int64)
-    total: Any = 0
+    total = 0
     for i in range(np.uint64(tiles)):
         count = np.uint64(0)
         for t in range(np.uint64(tokens)):
@@ -750,15 +750,15 @@ def _find_marks(symbols, first_channel, low, high):  # type: ignore[no-untyped-d
             place[c + 1] += place[c]
         start[i] = place
         if total + count > len(mark):
-            grown: Any = np.int64(total + 2 * count)
-            mark = np.concatenate((mark, np.empty(grown, np.int64)))
-            mark_symbol = np.concatenate((mark_symbol, np.empty(grown, np.int32)))
+            room = np.int64(total + 2 * count)
+            mark = np.concatenate((mark, np.empty(room, np.int64)))
+            mark_symbol = np.concatenate((mark_symbol, np.empty(room, np.int32)))
         for n in range(count):
             c = found_channel[n]
             mark[place[c]] = found_token[n]
             mark_symbol[place[c]] = symbols[i, found_token[n], first_channel + c]
             place[c] += 1
-        total += np.int64(count)
+        total += np.int64(count)  # type: ignore[assignment]
     return mark[:total], mark_symbol[:total], start
 
 
@@ -960,7 +960,7 @@ def _encode_channel(words, at, states, lanes, j, dense, tile):  # type: ignore[n
 
 @numba.njit(cache=True, nogil=True)
 def _entry_of(symbol, first, shift, start, last):  # type: ignore[no-untyped-def]
-    """(entry, raw bits) of a symbol in a table whose entries 0 to `last` begin at `start`; or of the nearest one."""
+    """(entry, raw bits) of a symbol among entries 0 to `last`, from `start` on; the nearest one's where it has none."""
     place = np.int64(symbol) - np.int64(first[start])
     if place <= 0:
         return np.int64(0), np.int64(0)
