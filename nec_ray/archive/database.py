@@ -129,7 +129,7 @@ def table_functions() -> frozenset[str]:
 def prepare() -> None:
     """Start the database in the background, for the query that is to come."""
     if not _started:
-        threading.Thread(target=table_functions, name="nec-duckdb").start()
+        threading.Thread(target=_database, name="nec-duckdb").start()
 
 
 def _cursor(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:
