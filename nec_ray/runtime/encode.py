@@ -198,6 +198,8 @@ def prepare(
         exists = store.exists(ARCHIVE_JSON)
         if exists:
             read_info(store)
+            # Without an index and a pack a first run died here; without an index alone, the index was lost.
+            exists = index.exists() or bool(store.names("packs"))
         with Ledger(tiles, folder, where) as ledger:
 
             def planned(index: Index | None) -> Plan:

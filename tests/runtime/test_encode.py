@@ -18,11 +18,13 @@ import xarray
 from PIL import Image
 
 from nec_ray import open_archive
+from nec_ray.archive.layout import ArchiveInfo, create_archive
 from nec_ray.codec import Codec
 from nec_ray.errors import CodecMismatch, InputError, Interrupted, NotFound
 from nec_ray.models.embed import Embedder
 from nec_ray.runtime.encode import encode, prepare
 from nec_ray.runtime.shard import read_shard
+from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, build_catalog, builtin_scene, read_catalog, write_catalog
 from tests.runtime.make import random_codec
 from tests.s3 import Server
@@ -136,6 +138,15 @@ def test_an_interrupted_run_goes_on_to_the_same_archive(
     assert account.missing == 0
     assert account.encoded == account.tiles - 96
     assert hashes(archive) == hashes(whole)
+
+
+def test_a_run_that_died_before_its_index_is_done_again(catalog: Path, codec_folder: str, tmp_path: Path) -> None:
+    create_archive(Store(tmp_path / "archive"), ArchiveInfo())
+    url = str(tmp_path / "archive")
+    assert encode(catalog, url, codec_url=codec_folder, local=True).missing == 0
+    shutil.rmtree(tmp_path / "archive" / "index")  # its packs are there: `nec archive rebuild` makes it anew
+    with pytest.raises(NotFound, match="index"):
+        encode(catalog, url, codec_url=codec_folder, local=True)
 
 
 def test_a_run_that_was_partly_done_makes_the_same_payloads(
