@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from nec_ray.codec import load_codec
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name == "open_archive":
         from nec_ray.archive import open_archive

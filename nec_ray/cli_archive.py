@@ -296,12 +296,16 @@ def coverage(
 ) -> None:
     """How many tiles of a place and a time are valid, no-data, failed and absent: asked for, and not in the archive."""
     from nec_ray.archive import open_archive
+    from nec_ray.archive.hints import extent
 
-    found = open_archive(archive, version).coverage(within, time, catalog or None)
+    opened = open_archive(archive, version)
+    found = opened.coverage(within, time, catalog or None)
     facts = {name: getattr(found, name) for name in ("valid", "nodata", "failed", "absent")}
     lines = [f"{name}: {count:,}" for name, count in facts.items() if count is not None]
     if found.absent is None:
         lines.append("absent: unknown, since no catalog is recorded; name those that were encoded with --catalog")
+    if not found.tiles.num_rows and (within or time):
+        sys.stderr.write(f"nec: note: no tile is there and then; {extent(opened)}\n")
     print_facts({"archive": archive, **facts}, as_json, lines)
 
 

@@ -33,19 +33,19 @@ def shared_data() -> Path:
     return _DATA.resolve()
 
 
-_ON_RAY = {
-    "test_faults.py": "encoding",
-    "test_traps.py": "encoding",
-    "test_encode.py": "encoding",
-    "test_reencode.py": "encoding",
-    "test_bench_encode.py": "encoding",
-    "test_train.py": "training",
-    "test_pretrain.py": "training",
-    "test_jobs.py": "training",
-    "test_cronjob.py": "training",
-    "test_ray_dataset.py": "training",
-}
-"""Two groups, each one after the other: two cores do not carry the processes of more clusters."""
+_ON_RAY = (
+    "test_train.py",
+    "test_pretrain.py",
+    "test_reencode.py",
+    "test_faults.py",
+    "test_traps.py",
+    "test_encode.py",
+    "test_jobs.py",
+    "test_bench_encode.py",
+    "test_cronjob.py",
+    "test_ray_dataset.py",
+)
+"""One after the other: two cores do not carry the processes of two clusters."""
 _LONGEST = ("test_install.py", "test_docs.py", "test_readme.py", "test_bench_pull.py", "test_s3.py", "test_hostile.py")
 
 
@@ -57,13 +57,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process runs a file's tests, which share fixtures, and a group's on Ray; xdist's groups need pytest < 9."""
+    """One process runs a file's tests, which share fixtures, and all on Ray; xdist's own groups need pytest < 9."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return _ON_RAY.get(file.rpartition("/")[2], file)
+            return "ray" if file.rpartition("/")[2] in _ON_RAY else file
 
     return ByFile(config, log)
 

@@ -19,7 +19,7 @@ from packaging.metadata import Metadata
 from tests.archive.make import filled_archive
 
 ROOT = Path(__file__).resolve().parent.parent
-LARGEST_INSTALL = 850 << 20
+LARGEST_INSTALL = 850_000_000
 """Bytes of the environment, bytecode of every module included."""
 LARGEST_WHEEL = 25e6
 """Unpacked; of it the built-in scene and the shipped codec's encoder are 14 MB."""

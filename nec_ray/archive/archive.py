@@ -220,7 +220,7 @@ class Archive:
         Args:
             where: an SQL condition over `embeddings`; all tiles where it is None.
             layers: only the first layers of each payload; all where it is None.
-            tile_ids: only these tiles.
+            tile_ids: only these tiles; those that are not there, or not valid, are left out.
             within: a region, see `select`.
             time: of acquisition, see `select`.
             progress: called with (tiles done, tiles).
@@ -309,6 +309,8 @@ class Archive:
         self, condition: str, layers: int | None, tile_ids: Sequence[str] | None, *, ordered: bool
     ) -> References:
         """References of the valid tiles that an SQL condition in brackets picks, all of one encoder."""
+        if layers is not None and layers < 1:
+            raise InputError(f"layers {layers}: give 1 or more of a payload's first layers")
         params = None
         asked = condition
         if tile_ids is not None:
@@ -319,7 +321,7 @@ class Archive:
         columns = f'tile_id, payload.pack, payload."offset", {length}'
         rows = find(self._files, columns, f"status = 'valid' AND {condition}", params)
         if not rows.num_rows:
-            raise nothing_fits(self, asked, "pull")
+            raise nothing_fits(self, asked, "pull", tile_ids)
         if ordered:  # DuckDB would take longer to sort than to read
             rows = rows.take(pc.sort_indices(rows["tile_id"]))
         names = rows["tile_id"].to_pylist()

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nec_ray.contracts import arrow_schema
@@ -20,21 +20,26 @@ _TABLE = re.compile(r"Table with name (\w{1,80}) does not exist!")
 _FUNCTIONS = ("nec_decode", "nec_pool", "nec_intersects")
 
 
-def nothing_fits(archive: "Archive", condition: str, to_do: str) -> InputError:
+def nothing_fits(archive: "Archive", condition: str, to_do: str, tile_ids: Sequence[str] | None = None) -> InputError:
     """The error of a condition that no valid tile meets: with what the columns that it names do hold.
 
     Args:
         archive: where.
         condition: SQL, as asked; `true` where nothing was.
         to_do: what was to be done.
+        tile_ids: the tiles that were asked for by name.
     """
     said = [
-        *([_extent(archive)] if "bbox" in condition or "geometry" in condition else []),
+        *([extent(archive)] if "bbox" in condition or "geometry" in condition else []),
         *([_times(archive)] if "acquired_at" in condition else []),
         *(_names(archive, column) for column in ("codec_id", "label", "sensor") if column in condition),
     ]
     hint = "".join(f"; {one}" for one in said if one)
     shown = f" {shortened(condition)}" if condition != "true" else ""
+    if tile_ids is not None:
+        shown += (
+            f" of the tiles {', '.join(map(repr, tile_ids[:_MOST_NAMES]))}{', ...' * (len(tile_ids) > _MOST_NAMES)}"
+        )
     return InputError(f"{archive.url}: no valid tile fits{shown}; nothing to {to_do}{hint}")
 
 
@@ -46,7 +51,8 @@ def shortened(condition: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
-def _extent(archive: "Archive") -> str:
+def extent(archive: "Archive") -> str:
+    """Where an archive's valid tiles lie, as part of a sentence."""
     edges = "min(bbox.xmin), min(bbox.ymin), max(bbox.xmax), max(bbox.ymax)"
     [box] = archive.sql(f"SELECT {edges} FROM embeddings WHERE status = 'valid'").fetchall()
     if box[0] is None:

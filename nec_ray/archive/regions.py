@@ -328,6 +328,8 @@ def _shape(geometry: dict[str, Any]) -> Shape:
     if not rings:
         raise InputError(f"a region's {kind} is empty; {_HOW}")
     _check(np.concatenate(rings))
+    if depth > 1 and min(map(len, rings)) < 4 and min(len(np.unique(ring, axis=0)) for ring in rings) < 3:
+        raise InputError(f"a region's {kind} has a ring of fewer than three points; {_HOW}")
     if kind == "LineString":
         edges = np.concatenate([np.hstack([r[:-1], r[1:]]) if len(r) > 1 else np.hstack([r, r]) for r in rings])
     else:

@@ -216,9 +216,17 @@ def _only_a_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 @contextmanager
 def typed_errors() -> Iterator[None]:
-    """Turns DuckDB's errors into typed ones, in one line."""
+    """Turns DuckDB's errors into typed ones, in one line.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which DuckDB takes for itself while a query runs.
+    """
     try:
         yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from None
+        raise
     except (duckdb.Error, pa.ArrowException) as error:
         cause = typed(error)
         if cause is not None:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nec_ray.archive.hints import shortened
 from nec_ray.archive.kind import common_layers
+from nec_ray.archive.tile_set import condition_of
 from nec_ray.codec import Arrays, Codec, joined, parts_of
 from nec_ray.errors import InputError, MixedCodecs
 
@@ -159,7 +160,13 @@ class EmbeddingDataset(IterableDataset[tuple[str, Any]]):
 
 
 def torch_dataset(
-    archive: EmbeddingSource, where: str | None = None, layers: int | None = None, batch_size: int = 1024
+    archive: EmbeddingSource,
+    where: str | None = None,
+    layers: int | None = None,
+    batch_size: int = 1024,
+    *,
+    within: Any = None,
+    time: Any = None,
 ) -> EmbeddingDataset:
     """An archive's valid tiles as a torch data set of `(tile_id, embedding float32 (tokens, channels))`.
 
@@ -168,9 +175,13 @@ def torch_dataset(
         where: an SQL condition over `embeddings`; all tiles where it is None.
         layers: only the first layers of each payload; all where it is None.
         batch_size: tiles a pull; memory holds this many at a time.
+        within: a region, see `Archive.select`.
+        time: of acquisition, see `Archive.select`.
 
     Raises:
         InputError: no tile fits, or batch_size is below 1.
         MixedCodecs: the tiles are of several encoders, or of codecs that do not all have the layers asked for.
     """
+    if within is not None or time is not None:
+        where = condition_of(where, within, time)
     return EmbeddingDataset(archive, where, layers, batch_size)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from nec_ray.archive.hints import did_you_mean
 from nec_ray.archive.layout import archive_spec, codec_ids, find_codec
 from nec_ray.codec import Codec, load_codec
 from nec_ray.errors import InputError, NotFound
@@ -60,9 +61,19 @@ def named_codec(text: str, store: Store) -> Codec:
     """
     try:
         return load_codec(text)
-    except NotFound:
-        if len(text) >= 6 and set(text) <= set("0123456789abcdef"):
-            return find_codec(store, text)
+    except NotFound as error:
         if Store(text).exists("codec/codec.json"):
             return load_codec(f"{text.rstrip('/')}/codec")  # the folder that `nec train --out` made
-        raise
+        if text and set(text) <= set("0123456789abcdef"):
+            return find_codec(store, text)
+        there = ", ".join(one[:12] for one in codec_ids(store)) if store.exists("codecs") else ""
+        raise NotFound(f"{error}{_beside(text)}{f'; the archive holds {there}' if there else ''}") from None
+
+
+def _beside(text: str) -> str:
+    """`; did you mean 'x'?` of a local folder beside one that is not there and that holds a codec; or nothing."""
+    place = Path(text).parent
+    if "://" in text or not place.is_dir():
+        return ""
+    holds = [*place.glob("*/codec.json"), *place.glob("*/codec/codec.json")]
+    return did_you_mean(Path(text).name, {path.relative_to(place).parts[0] for path in holds})

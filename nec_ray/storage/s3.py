@@ -5,11 +5,19 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
+from nec_ray.errors import InputError
+
 _DEFAULT_REGION = "us-east-1"
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """The s3fs file system of a URL and its path; anonymous where the user has no credentials at all."""
+    """The s3fs file system of a URL and its path; anonymous where the user has no credentials at all.
+
+    Raises:
+        InputError: credentials stand in the URL, where libraries take them for a bucket's name and tell it everywhere.
+    """
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise InputError("an s3 URL holds a user or a key; leave them out, and set AWS_ACCESS_KEY_ID or AWS_PROFILE")
     options: dict[str, Any] = {"default_cache_type": "none", "use_listings_cache": False}
     files, path = fsspec.url_to_fs(url, **options)
     if not files.anon and _credentials(files) is None:

@@ -1,6 +1,9 @@
 """What a consumer does with an archive in Python: similar tiles, places and times, coverage, parts, exports."""
 
+import os
 import pickle
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +334,32 @@ def test_a_pull_tells_how_far_it_is(made: Made) -> None:
     pull = open_archive(made.url).pull(progress=lambda *done: calls.append(done))
     assert calls[-1] == (len(pull), len(pull))
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+
+
+def test_what_cannot_be_pulled_is_said_by_its_name(tmp_path: Path) -> None:
+    archive = open_archive(filled_archive(tmp_path).url)
+    with pytest.raises(InputError, match="layers 0: give 1 or more"):
+        archive.pull(layers=0)
+    with pytest.raises(InputError, match=r"no valid tile fits of the tiles 'nope', 'none'; nothing to pull"):
+        archive.pull(tile_ids=["nope", "none"])
+    with pytest.raises(InputError, match="a ring of fewer than three points"):
+        archive.within({"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [0, 0]]]})
+
+
+def test_a_data_set_is_of_a_place_and_a_time(ranked: tuple[Archive, list[str], Vectors]) -> None:
+    archive, names, _ = ranked
+    box = archive.rows(["bbox"], "tile_id = 't07'")["bbox"][0].as_py()
+    place = (box["xmin"], box["ymin"], box["xmax"], box["ymax"])
+    found = torch_dataset(archive, "tile_id <> 't09'", within=place)
+    expected = archive.select("tile_id <> 't09' AND status = 'valid'", within=place).rows(["tile_id"])
+    assert found.tile_ids == expected["tile_id"].to_pylist()
+    assert 0 < len(found) < len(names)
+
+
+def test_ctrl_c_stops_a_query(tmp_path: Path) -> None:
+    archive = open_archive(filled_archive(tmp_path).url)
+    stop = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    stop.start()
+    with pytest.raises(KeyboardInterrupt):
+        archive.sql("SELECT count(*) FROM range(100000000000) a").fetchall()
+    stop.join()

@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from nec_ray.archive import Archive
 from nec_ray.archive.exports import export
 from nec_ray.archive.info import describe
 from nec_ray.cli import main
-from nec_ray.errors import BadQuery, NecError, NotFound, StorageError, without_secrets
+from nec_ray.errors import BadQuery, InputError, NecError, NotFound, StorageError, without_secrets
 from nec_ray.runtime.job import JsonLines
 from tests.archive.make import filled_archive
 from tests.storage.web import serve
@@ -212,6 +213,12 @@ def test_urls_are_shown_without_secrets(text: str, shown: str) -> None:
 def test_awss_secrets_are_left_out_of_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert str(StorageError(f"refused with {SECRET}")) == "refused with ***"
+
+
+def test_an_s3_url_with_a_key_is_refused_before_anybody_hears_of_it() -> None:
+    with pytest.raises(InputError, match="an s3 URL holds a user or a key") as caught:
+        open_archive(f"s3://KEY:{SECRET}@bucket/archive")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.fixture
