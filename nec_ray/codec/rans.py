@@ -302,9 +302,9 @@ def decode_dense(words, at, stop, lanes, state, faults, order, first_channel, ch
     The arguments are those that `begin_decoding` takes and gives; `order` is which tiles (int64), those of one lane
     first. It moves `at` and `state`, and sets the faults of tiles that take more words than they have.
 
-    What bounds this is the first-level cache: a channel's table of slots has to come from the second level, so it
-    serves several tiles before the next channel's does, and what they decode to is kept as one byte a symbol until
-    the block's cache lines are written whole.
+    What bounds this is the first-level cache: a channel's table of slots is filled anew, so it serves several tiles
+    before the next channel's does, and what they decode to is kept as one byte a symbol until the block's cache lines
+    are written whole.
     """
     tokens = out.shape[1]
     width = min(BLOCK, channels)
