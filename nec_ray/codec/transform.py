@@ -70,7 +70,7 @@ class Transform:
             return None
         if basis.ndim != 2 or center.shape != basis.shape[1:] or not basis.shape[0] <= basis.shape[1]:
             return None
-        if not max(np.abs(basis).max(), np.abs(center).max()) <= _LARGEST:
+        if not all((np.abs(array) <= _LARGEST).all() for array in (basis, center)):  # which what is no number is not
             return None
         found = cls(basis, center)
         products = basis.astype(np.float64) @ basis.astype(np.float64).T

@@ -118,6 +118,8 @@ def broken(what: str) -> dict[str, npt.NDArray[np.float32]]:
         basis *= 0
     elif what == "infinite":
         center[2] = np.inf
+    elif what == "no number":
+        center[2] = np.nan
     elif what == "huge":
         basis *= np.float32(1e30)
     elif what == "wide":
@@ -130,7 +132,9 @@ def broken(what: str) -> dict[str, npt.NDArray[np.float32]]:
     return found
 
 
-@pytest.mark.parametrize("what", ["skew", "length", "nothing", "infinite", "huge", "wide", "few", "missing"])
+@pytest.mark.parametrize(
+    "what", ["skew", "length", "nothing", "infinite", "no number", "huge", "wide", "few", "missing"]
+)
 def test_what_is_no_transform_is_refused(codec: Codec, tmp_path: Path, what: str) -> None:
     data = {name: codec.file(name) for name in codec.spec.files}
     (tmp_path / "tables.safetensors").write_bytes(data["tables.safetensors"])
