@@ -43,7 +43,7 @@ from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, build_catalog, builtin_scene, write_catalog
 from tests.archive.make import filled_archive, index_rows, pack
 from tests.command import nec_here
-from tests.runtime.make import random_codec
+from tests.runtime.make import CtrlC, random_codec
 from tests.storage.web import serve
 
 NOW = timedelta(0)
@@ -101,16 +101,6 @@ def objects(store: Store) -> dict[str, bytes]:
     }
 
 
-class _CtrlC:
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, *_: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_run_leaves_behind_what_is_absent(
     scene: Catalog, catalog: Path, codec: str, tmp_path: Path
 ) -> None:
@@ -118,7 +108,7 @@ def test_an_interrupted_run_leaves_behind_what_is_absent(
     with prepare(catalog, archive, codec_url=codec):  # killed before the first tile
         assert absent(archive) == names(scene)
     with pytest.raises(Interrupted):
-        encode(catalog, archive, local=True, shard_tiles=32, progress=_CtrlC(3))
+        encode(catalog, archive, local=True, shard_tiles=32, progress=CtrlC(3))
     there = set(open_archive(archive).rows(["tile_id"])["tile_id"].to_pylist())
     assert len(there) == 96
     assert absent(archive) == sorted(set(names(scene)) - there)

@@ -12,6 +12,18 @@ from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
 from tests.codec.make import laplacian_symbols, laplacian_tables
 
 
+class CtrlC:
+    """A run's `progress` that stops it after a few shards, as Ctrl-C would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, *_: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
 def random_codec(
     folder: Path, *, bands: tuple[str, ...] = ("red", "green", "blue"), mean: float = 7700, seed: int = 0
 ) -> Codec:

@@ -26,7 +26,7 @@ from nec_ray.runtime.encode import encode, prepare
 from nec_ray.runtime.shard import read_shard
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, build_catalog, builtin_scene, read_catalog, write_catalog
-from tests.runtime.make import random_codec
+from tests.runtime.make import CtrlC, random_codec
 from tests.s3 import Server
 from tests.tiles import geobench_files
 
@@ -115,24 +115,12 @@ def test_a_second_run_has_nothing_to_do(whole: str, catalog: Path) -> None:
     assert (account.encoded, account.missing, account.version) == (0, 0, before)
 
 
-class _CtrlC:
-    """Stops a run after a few shards, as Ctrl-C would."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, *_: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_run_goes_on_to_the_same_archive(
     whole: str, catalog: Path, codec_folder: str, tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
     with pytest.raises(Interrupted, match="run the same command again"):
-        encode(catalog, archive, codec_url=codec_folder, local=True, shard_tiles=32, progress=_CtrlC(3))
+        encode(catalog, archive, codec_url=codec_folder, local=True, shard_tiles=32, progress=CtrlC(3))
     assert len(open_archive(archive)) == 96
     account = encode(catalog, archive, local=True, shard_tiles=32)
     assert account.missing == 0
