@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a typed error, one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -611,7 +612,7 @@ def main() -> None:
         )
     except _Stopped as stop:
         NOTES.print(f"nec: {stop}", markup=False)
-        code = 130
+        os._exit(130)  # threads of Ray's end a process whose raylet has gone, by a code of their own
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has enough
         code = 0

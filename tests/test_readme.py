@@ -32,9 +32,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, folder: Path) -> str:
     words = shlex.split(command.removeprefix("uv run "))
-    assert words[0] == "nec"
-    program = [sys.executable, "-c", "from nec_ray.cli import main; main()", *words[1:]]
+    into = folder / words.pop() if ">" in words else None
+    program = {
+        "nec": [sys.executable, "-c", "from nec_ray.cli import main; main()"],
+        "duckdb": [str(Path(sys.executable).with_name("duckdb"))],
+    }[words.pop(0)]
+    program += [word for word in words if word != ">"]
     done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False, timeout=1200)
+    if into:
+        into.write_text(done.stdout)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -64,7 +70,7 @@ def interrupt_the_demo(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_every_command_and_the_python_of_the_readme(workplace: Path) -> None:
-    demo, road = blocks("")
+    demo, road, tools = blocks("")
     assert demo.strip() == "uv run nec demo"
     interrupt_the_demo(workplace)
     run(demo.strip() + " --json", workplace)
@@ -87,7 +93,19 @@ def test_every_command_and_the_python_of_the_readme(workplace: Path) -> None:
             shutil.copytree(workplace / "nec-demo" / "train", workplace / "my-codec")
         else:
             run(command, workplace)
-    [code] = blocks("python")
-    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
+    ours, theirs = blocks("python")
+    assert "valid" in python(ours, workplace)
+    printed = [run(command, workplace) for command in tools.strip().splitlines()]
+    assert str(account["valid"]) in printed[1]
+    tiles, valid = str(account["tiles"]), str(account["valid"])
+    version_and_rows, bounds, items, sizes = python(theirs, workplace).splitlines()
+    assert tiles in version_and_rows
+    assert bounds.startswith("[-54.")
+    assert valid in items
+    assert valid in sizes
+
+
+def python(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "valid" in done.stdout
+    return done.stdout

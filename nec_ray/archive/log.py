@@ -22,6 +22,7 @@ from nec_ray.archive.layout import INDEX
 from nec_ray.errors import CorruptIndex, NotFound, StorageError
 from nec_ray.storage import Store
 from nec_ray.storage.faults import delta_text, is_passing, patiently
+from nec_ray.storage.signals import stops_later
 
 _LOG = f"{INDEX}/_delta_log"
 _CHECKPOINT_EVERY = 100
@@ -57,16 +58,17 @@ class Log:
         """Create an empty table, version 0, with these properties, unless one is there."""
         self._store.check_writable()
         try:
-            DeltaTable.create(
-                self.uri,
-                Schema.from_arrow(schema),
-                mode="error",
-                name="embeddings",
-                configuration={"delta.checkpointInterval": str(_CHECKPOINT_EVERY), **properties},
-                raise_if_key_not_exists=False,  # which is about Delta's own properties
-                storage_options=self._store.delta_options(),
-                commit_properties=CommitProperties(custom_metadata={_OPERATION: "create"}),
-            )
+            with stops_later():
+                DeltaTable.create(
+                    self.uri,
+                    Schema.from_arrow(schema),
+                    mode="error",
+                    name="embeddings",
+                    configuration={"delta.checkpointInterval": str(_CHECKPOINT_EVERY), **properties},
+                    raise_if_key_not_exists=False,  # which is about Delta's own properties
+                    storage_options=self._store.delta_options(),
+                    commit_properties=CommitProperties(custom_metadata={_OPERATION: "create"}),
+                )
         except (DeltaError, OSError) as error:
             if not self.exists():
                 raise StorageError(f"{self.uri}: the index cannot be created ({line(error)})") from error
@@ -122,13 +124,14 @@ class Log:
             app_transactions=[Transaction(f"shard-{shard}", version + 1) for shard in shards],
         )
         try:
-            table.create_write_transaction(
-                list(actions),
-                "append",
-                table.schema(),
-                commit_properties=properties,
-                post_commithook_properties=_HOOKS,
-            )
+            with stops_later():
+                table.create_write_transaction(
+                    list(actions),
+                    "append",
+                    table.schema(),
+                    commit_properties=properties,
+                    post_commithook_properties=_HOOKS,
+                )
         except (DeltaError, OSError) as error:
             # A conditional write whose answer was lost is refused when it is tried again: look whose commit it is.
             if self._is_mine(version + 1, name):
@@ -146,12 +149,14 @@ class Log:
         """
         self._store.check_writable()
         try:
-            self._take(version).alter.set_table_properties(
-                dict(properties),
-                raise_if_not_exists=False,
-                commit_properties=CommitProperties(custom_metadata={_OPERATION: operation}, max_commit_retries=0),
-                post_commithook_properties=_HOOKS,
-            )
+            table = self._take(version)
+            with stops_later():
+                table.alter.set_table_properties(
+                    dict(properties),
+                    raise_if_not_exists=False,
+                    commit_properties=CommitProperties(custom_metadata={_OPERATION: operation}, max_commit_retries=0),
+                    post_commithook_properties=_HOOKS,
+                )
         except (DeltaError, OSError) as error:
             if isinstance(error, CommitFailedError) or is_passing(error):  # perhaps it landed and the answer was lost
                 return False

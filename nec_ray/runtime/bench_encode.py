@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +142,7 @@ def _loop(name: str, shards: Sequence[dict[str, Any]], archive_url: str, codec_i
 
 
 def _ray(run: Prepared, workers: int | None, timeline: _Timeline) -> None:
-    def watched() -> Iterator[Receipt]:
+    def watched() -> Generator[Receipt]:
         for receipt in on_ray(run.plan.shards(), run.codec, run.store, workers):
             timeline.add(receipt.worker, receipt.rows.num_rows)
             yield receipt

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,25 +51,26 @@ class Committer:
         self._first: tuple[float, int] | None = None
         self.tiles_s = 0.0  # stays 0 where the run was too short to tell
 
-    def run(self, receipts: Iterator[Receipt]) -> None:
-        """Commit what comes in.
+    def run(self, receipts: Generator[Receipt]) -> None:
+        """Commit what comes in, and close where it comes from, which a traceback would keep alive, and Ray with it.
 
         Raises:
             Interrupted: Ctrl-C; what had come in is committed.
         """
-        try:
-            for receipt in receipts:
-                self._take(receipt)
-                check_stop()
-                if time.monotonic() - self._last >= self._seconds:
-                    self._commit()
-        except KeyboardInterrupt:
+        with closing(receipts):
+            try:
+                for receipt in receipts:
+                    self._take(receipt)
+                    check_stop()
+                    if time.monotonic() - self._last >= self._seconds:
+                        self._commit()
+            except KeyboardInterrupt:
+                self._commit()
+                raise Interrupted(self._plan.tiles - self._plan.todo + self.committed, self._plan.tiles) from None
+            except BaseException:
+                self._commit()  # what is finished is not lost with the run
+                raise
             self._commit()
-            raise Interrupted(self._plan.tiles - self._plan.todo + self.committed, self._plan.tiles) from None
-        except BaseException:
-            self._commit()  # what is finished is not lost with the run
-            raise
-        self._commit()
 
     def _take(self, receipt: Receipt) -> None:
         now = time.monotonic()

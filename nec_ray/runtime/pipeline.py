@@ -6,7 +6,7 @@ not finish are looked into one by one (isolate.py).
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from nec_ray.codec import Codec
 from nec_ray.errors import RunError
-from nec_ray.runtime.cluster import RETRIES, asked_for, broke_off, connect, raise_own, ray_data
+from nec_ray.runtime.cluster import RETRIES, asked_for, broke_off, connect, raise_own, ray_data, rows_of
 from nec_ray.runtime.isolate import isolate
 from nec_ray.runtime.messages import from_ipc, shard_message, shard_of, to_ipc
 from nec_ray.runtime.plan import Shard
@@ -74,7 +74,7 @@ def on_ray(
     encoders_per_gpu: int = 1,
     ask: Ask = NOTHING,
     stages: Stages | None = None,
-) -> Iterator[Receipt]:
+) -> Generator[Receipt]:
     """Receipts of shards as they are finished, in no order.
 
     Args:
@@ -97,7 +97,7 @@ def on_ray(
             yield from _finish(wave, codec, store, pool, stages or (_Read, _Encode))
 
 
-def _finish(wave: dict[str, Shard], codec: Codec, store: Store, pool: Pool, stages: Stages) -> Iterator[Receipt]:
+def _finish(wave: dict[str, Shard], codec: Codec, store: Store, pool: Pool, stages: Stages) -> Generator[Receipt]:
     """Receipts of all shards of a wave."""
     import ray
 
@@ -114,7 +114,7 @@ def _finish(wave: dict[str, Shard], codec: Codec, store: Store, pool: Pool, stag
         yield isolate(shard, codec, store, num_cpus=pool.cpus, num_gpus=pool.gpus)
 
 
-def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: Stages) -> Iterator[Receipt]:
+def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: Stages) -> Generator[Receipt]:
     """One Ray Data run; shards whose process dies again and again are left out."""
     import ray
     from ray.data import ActorPoolStrategy
@@ -135,7 +135,7 @@ def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: St
             num_gpus=pool.gpus or None,
             max_task_retries=RETRIES,
         )
-    for row in results.iter_rows():
+    for row in rows_of(results):
         yield Receipt(row["id"], from_ipc(row["rows"]), worker=row["worker"])
 
 

@@ -6,7 +6,7 @@ at a time has the archive's lease.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -156,12 +156,13 @@ class _Run:
         if all(move.encodes for move in self._selection.moves):
             return
         chunks = self._chunks(cell_tiles)
-        for number, done in serially(chunks, self._store) if local else on_ray(chunks, self._store, workers):
-            check_stop()
-            pending = self._pending[number]
-            pending.done.append(done)
-            if len(pending.done) == pending.missing:
-                self._finish(self._pending.pop(number))
+        with closing(serially(chunks, self._store) if local else on_ray(chunks, self._store, workers)) as results:
+            for number, done in results:
+                check_stop()
+                pending = self._pending[number]
+                pending.done.append(done)
+                if len(pending.done) == pending.missing:
+                    self._finish(self._pending.pop(number))
         if self._pending:
             raise RunError(
                 f"{self._store.url}: {len(self._pending)} cells did not come back; run the same command again to go on"
@@ -229,13 +230,14 @@ class _Run:
                 from nec_ray.runtime.pipeline import on_ray as encode_on_ray
 
                 receipts = encode_on_ray(shards, codec, self._store, workers)
-            for receipt in receipts:
-                check_stop()
-                number = owner[receipt.shard_id]
-                done = waiting.setdefault(number, [])
-                done.append(receipt)
-                if len(done) == len(groups[number]):
-                    self._finish_encoded(move, waiting.pop(number))
+            with closing(receipts):
+                for receipt in receipts:
+                    check_stop()
+                    number = owner[receipt.shard_id]
+                    done = waiting.setdefault(number, [])
+                    done.append(receipt)
+                    if len(done) == len(groups[number]):
+                        self._finish_encoded(move, waiting.pop(number))
 
     def _finish_encoded(self, move: Move, receipts: Sequence[Receipt]) -> None:
         """Swap tiles that were encoded; a valid embedding is not given up for a row that is not valid."""

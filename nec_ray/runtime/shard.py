@@ -1,6 +1,6 @@
 """The three pure steps of encoding: read tiles -> embed -> pack. Ray Data composes the same ones."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -89,7 +89,7 @@ def encode_shard(
     return pack_shard(shard, batch, embedder.symbols(batch.pixels), codec, archive)
 
 
-def serially(shards: Iterable[Shard], codec: Codec, archive: Store) -> Iterator[Receipt]:
+def serially(shards: Iterable[Shard], codec: Codec, archive: Store) -> Generator[Receipt]:
     """Encode shards in this process, one after the other."""
     from nec_ray.models.embed import Embedder
 

@@ -6,7 +6,7 @@ the other codec's medians, or along its axes, rounded again and coded by its tab
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -22,7 +22,7 @@ from nec_ray.archive.pack import write_pack
 from nec_ray.archive.payloads import decode, fetch, references
 from nec_ray.codec import Arrays, Codec, Payloads, is_prefix, joined, parts_of
 from nec_ray.errors import CorruptPayload
-from nec_ray.runtime.cluster import RETRIES, broke_off, connect, raise_own, ray_data
+from nec_ray.runtime.cluster import RETRIES, broke_off, connect, raise_own, ray_data, rows_of
 from nec_ray.runtime.messages import from_ipc, to_ipc
 from nec_ray.storage import Store
 
@@ -172,14 +172,14 @@ def transcode(
     return Transcoded(new.set_column(at, new.schema.field(at), sizes), loss, damaged)
 
 
-def serially(chunks: Iterable[Chunk], store: Store) -> Iterator[tuple[int, Transcoded]]:
+def serially(chunks: Iterable[Chunk], store: Store) -> Generator[tuple[int, Transcoded]]:
     """Transcode chunks in this process; each with the number of its cell."""
     for chunk in chunks:
         codecs = (archive_codec(store, codec_id) for codec_id in (chunk.source, chunk.target))
         yield chunk.cell, transcode(chunk.rows, store, *codecs)
 
 
-def on_ray(chunks: Iterable[Chunk], store: Store, workers: int | None) -> Iterator[tuple[int, Transcoded]]:
+def on_ray(chunks: Iterable[Chunk], store: Store, workers: int | None) -> Generator[tuple[int, Transcoded]]:
     """Transcode chunks by Ray Data, as they are finished; each with the number of its cell.
 
     Args:
@@ -205,7 +205,7 @@ def on_ray(chunks: Iterable[Chunk], store: Store, workers: int | None) -> Iterat
                     _Task(store.url), num_cpus=1, compute=TaskPoolStrategy(size=workers), max_retries=RETRIES
                 )
             try:
-                for row in results.iter_rows():
+                for row in rows_of(results):
                     done = Transcoded(from_ipc(row["rows"]), Loss.from_bytes(row["loss"]), json.loads(row["damaged"]))
                     yield int(row["cell"]), done
             except ray.exceptions.RayError as error:

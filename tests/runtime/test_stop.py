@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ def test_a_signal_that_comes_within_a_finaliser_stops_the_run(tmp_path: Path) ->
         url = codec._store.url
         with prepare(tmp_path / "catalog.parquet", tmp_path / "a", codec_url=url, shard_tiles=16) as run:
 
-            def receipts() -> Iterator[Receipt]:
+            def receipts() -> Generator[Receipt]:
                 for number, receipt in enumerate(serially(run.plan.shards(), run.codec, run.store)):
                     if number == 2:
                         del [Swallows()][0]
