@@ -5,6 +5,7 @@ is sized by the nodes that are there when it begins, and grows with those that w
 not finish are looked into one by one (isolate.py).
 """
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -110,6 +111,8 @@ def _finish(wave: dict[str, Shard], codec: Codec, store: Store, pool: Pool, stag
             raise_own(error)  # such as a store that refuses: it will be the same the next time
             if attempt == _ATTEMPTS - 1:
                 raise broke_off(error) from error
+        finally:
+            gc.collect()  # the pool's actors are part of a cycle, and keep their cores until then: for a minute or two
     for shard in wave.values():
         yield isolate(shard, codec, store, num_cpus=pool.cpus, num_gpus=pool.gpus)
 
