@@ -105,6 +105,7 @@ class Archive:
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Index columns of the tiles that a condition picks, ordered by tile id."""
+        columns = [columns] if isinstance(columns, str) else columns
         return self.sql(
             f"SELECT {', '.join(columns)} FROM embeddings WHERE {bracketed(where)} ORDER BY tile_id"
         ).to_arrow_table()
@@ -315,6 +316,7 @@ class Archive:
         asked = condition
         if tile_ids is not None:
             condition += " AND tile_id IN (SELECT unnest(?))"
+            tile_ids = [tile_ids] if isinstance(tile_ids, str) else tile_ids
             params = [list(tile_ids)]
         # Lengths of layers are a list, which DuckDB reads a megabyte at a time: most pulls do without.
         length = "n_bytes" if layers is None else "payload"

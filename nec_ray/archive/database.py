@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -26,6 +26,7 @@ from nec_ray.contracts import arrow_schema, contract_text
 from nec_ray.errors import InputError, NecError, without_secrets
 
 Function = Callable[[IndexFiles, pa.ChunkedArray], pa.Array]
+Result = TypeVar("Result")
 
 _PAYLOAD = 'STRUCT(pack VARCHAR, "offset" BIGINT, layer_lengths INTEGER[])'
 _functions: dict[str, tuple[Function, str]] = {}
@@ -34,6 +35,8 @@ _macros: dict[str, str] = {}
 _mounted: "defaultdict[str, weakref.WeakSet[IndexFiles]]" = defaultdict(weakref.WeakSet)
 _raised: deque[NecError] = deque(maxlen=64)
 """What files and functions raised lately, without tracebacks: DuckDB keeps the text of it and drops the type."""
+_LET_GO_S = 5.0
+"""For how long a query that was told to end is waited for."""
 _started: list[duckdb.DuckDBPyConnection] = []
 _starting, _mounting = threading.Lock(), threading.Lock()
 
@@ -110,13 +113,46 @@ def query(files: IndexFiles, name: str, sql: str, params: Sequence[Any] | None =
     for other, table in tables.items():
         connection.register(other, table)
     text = f"WITH {name} AS (SELECT {_columns(files)} FROM {_source(files)}) {sql}"
-    return connection.sql(text, params=list(params) if params else None).to_arrow_table()
+    relation = connection.sql(text, params=list(params) if params else None)
+    return heeding(connection, relation.to_arrow_table)
 
 
 def typed(error: Exception) -> NecError | None:
     """The typed error behind one of DuckDB's, if there is one; a copy, since what is raised keeps its frames."""
     text = str(error)
     return next((copy.copy(one) for one in reversed(_raised) if str(one) in text), None)
+
+
+def heeding(connection: duckdb.DuckDBPyConnection, work: Callable[[], Result]) -> Result:
+    """What `work` returns, which runs a query on the connection; Ctrl-C ends the query.
+
+    So the main thread, which alone hears signals, does not run it: DuckDB looks for them now and then, or not at all
+    while its other threads have the work.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # goes on in the main thread
+            errors.append(error)
+        finally:
+            ended.set()
+
+    ended = threading.Event()  # Python 3.11 takes a thread for ended whose join was broken off
+    threading.Thread(target=run, name="nec-query", daemon=True).start()
+    try:
+        ended.wait()
+    except BaseException:
+        connection.interrupt()
+        ended.wait(_LET_GO_S)
+        raise
+    if errors:
+        raise errors.pop()
+    return results.pop()
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from nec_ray.archive.kind import common_layers
 from nec_ray.archive.layout import archive_codec, archive_spec, pack_codec
 from nec_ray.archive.payloads import References, decode, fetch
 from nec_ray.codec import Arrays, joined, parts_of, scales_of
+from nec_ray.errors import without_secrets
 from nec_ray.notebook import facts_html
 from nec_ray.storage import Store
 
@@ -79,6 +80,9 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.wanted)
+
+    def __repr__(self) -> str:
+        return f"<Part: {len(self):,} tiles of {without_secrets(self.url)}>"
 
     def pull(self) -> Pull:
         """Fetch and decode them, in the order of the part.

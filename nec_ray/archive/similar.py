@@ -51,8 +51,11 @@ def pool_kind(codec: Codec) -> Hashable:
 def _of_tile(archive: "Archive", tile_id: str) -> tuple[str, npt.NDArray[np.float64]]:
     rows = archive.sql("SELECT codec_id, status, pooled FROM embeddings WHERE tile_id = ?", [tile_id]).fetchall()
     if not rows:
-        query = "SELECT tile_id FROM embeddings ORDER BY levenshtein(tile_id, ?), tile_id LIMIT 1"
-        near = "".join(f"; did you mean {name!r}?" for (name,) in archive.sql(query, [tile_id[:200]]).fetchall())
+        query = (
+            "SELECT tile_id, levenshtein(tile_id, $1) AS far FROM embeddings "
+            "WHERE far < greatest(len($1), len(tile_id)) / 2 ORDER BY far, tile_id LIMIT 1"
+        )
+        near = "".join(f"; did you mean {name!r}?" for name, _ in archive.sql(query, [tile_id[:200]]).fetchall())
         raise NotFound(f"{archive.url}: no tile {tile_id[:200]!r}{near}")
     [(codec_id, status, pooled)] = rows
     if status != "valid" or pooled is None:
@@ -72,7 +75,7 @@ def _of_array(archive: "Archive", like: Any, codec_ids: list[str]) -> npt.NDArra
     if not codec_ids:
         return array.reshape(-1)
     center, basis = archive.codec(codec_ids[0]).pool_axes()
-    if array.shape[-1] != basis.shape[2 - array.ndim - 1]:
+    if array.shape[-1] != basis.shape[2 - array.ndim]:
         raise InputError(
             f"{archive.url}: {array.shape[-1]} numbers where pooled vectors have {basis.shape[1]} and embeddings "
             f"{basis.shape[0]} channels"

@@ -1,6 +1,7 @@
 """SQL over one version of the index."""
 
 import atexit
+import html
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nec_ray.archive import intersects  # noqa: F401  (a function of SQL)
-from nec_ray.archive.database import connect, select, sql_function, typed
+from nec_ray.archive.database import connect, heeding, select, sql_function, typed
 from nec_ray.archive.datafile import DataFile, read_file
 from nec_ray.archive.filesystem import IndexFiles
 from nec_ray.archive.guard import check_calls
@@ -54,7 +55,7 @@ class Query:
     def to_arrow_table(self) -> pa.Table:
         """The whole result."""
         with typed_errors():
-            return self._relation.to_arrow_table()
+            return heeding(self._connection, self._relation.to_arrow_table)
 
     def to_arrow_reader(self, batch_rows: int = 10_000) -> pa.RecordBatchReader:
         """The result batch by batch."""
@@ -64,7 +65,7 @@ class Query:
             while True:
                 with typed_errors():
                     try:
-                        batch = reader.read_next_batch()
+                        batch = heeding(self._connection, reader.read_next_batch)
                     except StopIteration:
                         return
                 yield batch
@@ -74,7 +75,7 @@ class Query:
     def to_arrow_reader_unchecked(self, batch_rows: int) -> pa.RecordBatchReader:
         """DuckDB's own reader, whose errors are DuckDB's."""
         with typed_errors():
-            return self._relation.to_arrow_reader(batch_rows)
+            return heeding(self._connection, lambda: self._relation.to_arrow_reader(batch_rows))
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows as Python tuples."""
@@ -93,7 +94,10 @@ class Query:
 
     def __repr__(self) -> str:
         with typed_errors():
-            return str(self._relation)
+            return heeding(self._connection, lambda: str(self._relation))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 _queries: "weakref.WeakSet[Query]" = weakref.WeakSet()
@@ -231,7 +235,9 @@ def typed_errors() -> Iterator[None]:
         cause = typed(error)
         if cause is not None:
             raise cause from error
-        raise BadQuery(f"{sql_hint(_line(error))}; `DESCRIBE embeddings` lists the columns") from None
+        hint = sql_hint(_line(error))
+        more = "; `DESCRIBE embeddings` lists the columns" if "column" in hint.lower() else ""
+        raise BadQuery(f"{hint}{more}") from None
 
 
 def _check_readable(files: IndexFiles, query: str) -> duckdb.DuckDBPyConnection:

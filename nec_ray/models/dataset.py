@@ -15,9 +15,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nec_ray.archive.hints import shortened
 from nec_ray.archive.kind import common_layers
+from nec_ray.archive.sql import bracketed
 from nec_ray.archive.tile_set import condition_of
 from nec_ray.codec import Arrays, Codec, joined, parts_of
-from nec_ray.errors import InputError, MixedCodecs
+from nec_ray.errors import InputError, MixedCodecs, without_secrets
 
 
 class PulledTiles(Protocol):
@@ -112,8 +113,7 @@ def valid_rows(source: EmbeddingSource, columns: Sequence[str], where: str | Non
     Raises:
         InputError: there is none.
     """
-    condition = f"({where}\n) AND status = 'valid'" if where and where.strip() else "status = 'valid'"
-    rows = source.rows(columns, condition)
+    rows = source.rows(columns, f"{bracketed(where)} AND status = 'valid'")
     if not rows.num_rows:
         shown = f" {shortened(where)}" if where else ""
         raise InputError(f"{source.url}: no valid tile fits{shown}; change the condition")
@@ -142,6 +142,9 @@ class EmbeddingDataset(IterableDataset[tuple[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.tile_ids)
+
+    def __repr__(self) -> str:
+        return f"<EmbeddingDataset: {len(self):,} tiles of {without_secrets(self._source.url)}>"
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         worker = get_worker_info()

@@ -1,6 +1,7 @@
 """What stores raise, as typed errors; which of it passes by itself, so that it is tried again."""
 
 import errno
+import logging
 import random
 import re
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from nec_ray.errors import InputError, NoBucket, NotFound, StorageError
+from nec_ray.errors import InputError, NoBucket, NotFound, StorageError, without_secrets
 
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp")  # object stores' libraries, whose errors are no OSErrors
 _PRECONDITION_STATUS = (409, 412)  # S3 answers either when an object is already there
@@ -32,20 +33,26 @@ _PASSING_NAMES = ("Connection", "Timeout", "IncompleteRead", "Payload", "HTTPCli
 PATIENCE_S = 90.0
 """For how long an operation is tried again: a store's restart, not its end."""
 _MAX_PAUSE_S = 5.0
+_SILENT_S = 5.0
+_LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 
 def patiently(call: Callable[[], Result]) -> Result:
     """The result of an operation that may be repeated, tried again while the store is away or busy."""
-    deadline = time.monotonic() + PATIENCE_S
-    pause = 0.1
+    began = time.monotonic()
+    pause, said = 0.1, False
     while True:
         try:
             return call()
         except Exception as error:
-            if not is_passing(error) or time.monotonic() + pause > deadline:
+            waited = time.monotonic() - began
+            if not is_passing(error) or waited + pause > PATIENCE_S:
                 raise
+            if waited > _SILENT_S and not said:
+                said = True
+                _LOG.warning("%s", without_secrets(f"the store is away or busy ({_line(error)}); trying again"))
         time.sleep(pause * random.uniform(0.5, 1.0))  # jitter, so that readers do not come back all at once
         pause = min(2 * pause, _MAX_PAUSE_S)
 

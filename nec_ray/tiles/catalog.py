@@ -307,4 +307,4 @@ def query_tiles(table: pa.Table, sql: str, what: str, more: str) -> pa.Table:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split("\n\nLINE")[0].split())[:200]

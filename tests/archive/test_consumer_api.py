@@ -20,7 +20,7 @@ from nec_ray.errors import BadQuery, CorruptPayload, InputError, MixedCodecs, No
 from nec_ray.models import torch_dataset
 from nec_ray.tiles import Catalog, build_catalog, builtin_scene, write_catalog
 from tests.archive.make import Made, damage, empty_archive, filled_archive, pack
-from tests.codec.make import make_codec
+from tests.codec.make import make_codec, make_transform
 
 Vectors = npt.NDArray[np.int8]
 
@@ -88,6 +88,26 @@ def test_similar_to_an_embedding_pools_it_as_the_encoder_does(tmp_path: Path) ->
     best = archive.similar(pull.embeddings[0], 1).to_pylist()
     assert best[0]["tile_id"] == "t7"
     assert best[0]["similarity"] > 0.99
+
+
+def test_vectors_and_embeddings_differ_in_length_where_vectors_are_of_principal_axes(tmp_path: Path) -> None:
+    """As those of every codec with more than 32 channels."""
+    made = empty_archive(tmp_path, transform=make_transform(40))
+    rows = pack(made, [f"t{i}" for i in range(20)])
+    vectors = {tile_id: made.codec.pool(symbols[None])[0].tolist() for tile_id, symbols in made.symbols.items()}
+    made.index.append(made.index.version(), pooled(rows, vectors))
+    archive = open_archive(made.url)
+    pull = archive.pull(tile_ids="t7")
+    center, basis = made.codec.pool_axes()
+    assert pull.embeddings.shape[2] == basis.shape[0] == 40
+    assert basis.shape[1] < 40
+    by_hand = (pull.embeddings[0].mean(axis=0, dtype=float) - center) @ basis
+    found = archive.similar(pull.embeddings[0], 5)
+    assert found["tile_id"][0].as_py() == "t7"
+    assert archive.similar(by_hand, 5)["tile_id"].equals(found["tile_id"])
+    for length in (40, 39):
+        with pytest.raises(InputError, match=f"{length} numbers where pooled vectors have {basis.shape[1]}"):
+            archive.similar(np.ones(length))
 
 
 @pytest.mark.parametrize(
@@ -356,10 +376,18 @@ def test_a_data_set_is_of_a_place_and_a_time(ranked: tuple[Archive, list[str], V
     assert 0 < len(found) < len(names)
 
 
-def test_ctrl_c_stops_a_query(tmp_path: Path) -> None:
+@pytest.mark.timeout(60)  # DuckDB alone does not always hear it
+@pytest.mark.parametrize("tables", ["range(100000000000) a", "range(10000000000) a, range(1000) b"])
+def test_ctrl_c_stops_a_query(tmp_path: Path, tables: str) -> None:
     archive = open_archive(filled_archive(tmp_path).url)
-    stop = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    stop.start()
-    with pytest.raises(KeyboardInterrupt):
-        archive.sql("SELECT count(*) FROM range(100000000000) a").fetchall()
-    stop.join()
+    for ask in (
+        lambda: archive.sql(f"SELECT count(*) FROM {tables}").fetchall(),
+        lambda: archive.sql(f"SELECT count(*) FROM {tables}").to_arrow_reader().read_all(),
+        lambda: archive.rows(["tile_id"], f"(SELECT count(*) FROM {tables}) > 1"),
+    ):
+        stop = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        stop.start()
+        with pytest.raises(KeyboardInterrupt):
+            ask()
+        stop.join()
+    assert len(archive.sql("SELECT tile_id FROM embeddings").fetchall()) == 40

@@ -17,6 +17,7 @@ from nec_ray.archive.exports import export
 from nec_ray.archive.info import describe
 from nec_ray.cli import main
 from nec_ray.errors import BadQuery, InputError, NecError, NotFound, StorageError, without_secrets
+from nec_ray.models import torch_dataset
 from nec_ray.runtime.job import JsonLines
 from tests.archive.make import filled_archive
 from tests.storage.web import serve
@@ -237,6 +238,10 @@ def test_a_password_in_a_url_is_in_nothing_that_people_read(
     facts = describe(archive)
     done = export(archive, tmp_path / "out.zarr", format="zarr", where="tile_id < 't003'")
     shown = [repr(archive), archive._repr_html_(), repr(archive.select()), json.dumps(facts), json.dumps(done)]
+    shown += [repr(archive.parts()), repr(torch_dataset(archive))]
+    with pytest.raises(InputError, match="local folder") as elsewhere:
+        archive.to_zarr(f"https://user:{SECRET}@127.0.0.1:1/x")
+    shown.append(str(elsewhere.value))
     written = [path.read_bytes() for path in (tmp_path / "out.zarr").rglob("*") if path.is_file()]
     for where in ("tile_id = 'x'", "nothing = 1"):
         with pytest.raises(NecError) as caught:

@@ -20,7 +20,8 @@ def check_free(out: Path) -> None:
     """
     scheme = out.parts[0] if len(out.parts) > 1 else ""
     if _SCHEME.fullmatch(scheme) and not Path(scheme).exists():  # a path has one slash left of a URL's two
-        raise InputError(f"{out}: exports are written to a local folder; give a path as --out, then upload it")
+        url = str(out).replace(":/", "://", 1)  # as it was given, so that a password in it is known as one
+        raise InputError(f"{url}: exports are written to a local folder; give a path as --out, then upload it")
     if out.exists() or out.is_symlink():
         raise InputError(f"{out}: already there; give another --out or remove it")
     if not out.parent.is_dir():
