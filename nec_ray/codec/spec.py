@@ -65,7 +65,8 @@ class CodecSpec(_Closed):
     """The whole of codec.json; its canonical bytes name the codec."""
 
     format_version: Literal[1] = 1
-    family: Literal["mae_vit", "mp_mae"]
+    family: str = Field(pattern="^[a-z][a-z0-9_]{0,31}$")
+    """Of the model; readers decode without knowing it."""
     architecture: dict[str, int]
     encoder_id: Sha256
     input: InputSpec

@@ -16,7 +16,7 @@ from nec_ray.evaluate.fitting import Floats, choose_epochs, cosine, device, fit,
 from nec_ray.evaluate.head import Scores, Targets, score
 from nec_ray.evaluate.segment import ClassMap, SegmentationScores, predict_classes, score_segmentation
 from nec_ray.models.augment import augment
-from nec_ray.models.embed import encoder_of
+from nec_ray.models.embed import encoder_of, model_config
 from nec_ray.models.heads import ClassificationHead, TokenHead
 from nec_ray.models.segmentation import PixelHead, SegmentationDecoder, SegmentationHead
 from nec_ray.models.unet import UNetHead
@@ -97,7 +97,7 @@ def evaluate_pixels(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = PixelEncoder(codec, seed)
-        channels = encoder.encoder.channels
+        channels = model_config(codec).dim
         head = ClassificationHead(channels, classes, first_layer=encoder).to(device()).eval()
         _fit(
             head,
@@ -152,7 +152,7 @@ def segment_pixels(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = PixelEncoder(codec, seed)
-        channels = encoder.encoder.channels
+        channels = model_config(codec).dim
         head: PixelHead
         if decoder == "unet":
             head = UNetHead([channels], classes, [codec.spec.grid], encoder)

@@ -10,13 +10,12 @@ from torch import nn
 
 from nec_ray.codec import Arrays, Codec, Scale, joined, parts_of
 from nec_ray.codec.truncate import MEDIANS
-from nec_ray.errors import CorruptCodec, InputError
-from nec_ray.models.mae import FirstDecoderLayer, MaeConfig, MaeEncoder
-from nec_ray.models.stages import FirstStageLayer, StageConfig, StageEncoder
+from nec_ray.errors import CorruptCodec, InputError, UnsupportedFormat
+from nec_ray.models.families import family, names
+from nec_ray.models.family import Config
 from nec_ray.models.threads import one_thread
 
 BATCH = 32
-_MODELS = {"mae_vit": "a MAE ViT", "mp_mae": "stages of MP-MAE"}
 _LARGEST_INPUT = 1e6
 """Standard deviations from the mean: wilder pixels are cut off here, so that no latent overflows to NaN."""
 
@@ -84,23 +83,23 @@ def _exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def model_config(codec: Codec) -> MaeConfig | StageConfig:
+def model_config(codec: Codec) -> Config:
     """The model's sizes that codec.json declares.
 
     Raises:
         CorruptCodec: they are incomplete, or contradict the latent's shape.
+        UnsupportedFormat: the model is of a family that is not known here; what is encoded decodes without it.
     """
     spec = codec.spec
-    config: MaeConfig | StageConfig
+    if spec.family not in names():
+        raise UnsupportedFormat(
+            f"codec {codec.id[:12]}: its model is of the family {spec.family}, of a later release; update nec_ray"
+        )
+    of = family(spec.family)
     try:
-        if spec.family == "mae_vit":
-            config = MaeConfig(**spec.architecture)
-        else:
-            config = StageConfig.of_architecture(spec.architecture)
+        config = of.config(spec.architecture)
     except (TypeError, InputError) as error:
-        raise CorruptCodec(
-            f"codec {codec.id[:12]}: its architecture is not that of {_MODELS[spec.family]} ({error})"
-        ) from None
+        raise CorruptCodec(f"codec {codec.id[:12]}: its architecture is not that of {of.noun} ({error})") from None
     declared = (spec.grid, spec.input.size, len(spec.input.bands))
     fits = ((config.side, config.side), config.size, config.bands) == declared
     if not fits or not _has_scales(config, codec.scales()) or spec.width not in {None, config.dim}:
@@ -108,22 +107,17 @@ def model_config(codec: Codec) -> MaeConfig | StageConfig:
     return config
 
 
-def encoder_of(codec: Codec) -> MaeEncoder | StageEncoder:
+def encoder_of(codec: Codec) -> nn.Module:
     """The codec's encoder: normalised pixels (batch, bands, size, size) -> latent (batch, tokens, dim)."""
     config = model_config(codec)
-    encoder = MaeEncoder(config) if isinstance(config, MaeConfig) else StageEncoder(config)
+    encoder = family(codec.spec.family).encoder(config)
     _load(encoder, codec, "encoder")
     return encoder
 
 
-def shapes_of(config: MaeConfig | StageConfig) -> list[tuple[int, int]]:
-    """Tokens a side, and channels of a token, of each grid scale of a model's latent, coarse first."""
-    return [(config.side, config.dim)] if isinstance(config, MaeConfig) else config.shapes
-
-
-def _has_scales(config: MaeConfig | StageConfig, scales: Sequence[Scale]) -> bool:
+def _has_scales(config: Config, scales: Sequence[Scale]) -> bool:
     """Whether they are the first channels of a model's latent, in its order."""
-    shapes, first = shapes_of(config), 0
+    shapes, first = config.shapes, 0
     for number, (scale, (side, dim)) in enumerate(zip(scales, shapes, strict=False)):
         count = len(scale.rows)
         in_order = np.array_equal(scale.rows, np.arange(first, first + count))
@@ -140,7 +134,7 @@ def first_decoder_layer(codec: Codec) -> nn.Module:
     Of several grid scales, its tokens are those of the finest one; see `dataset.on_one_grid`.
     """
     config = model_config(codec)
-    layer = FirstDecoderLayer(config) if isinstance(config, MaeConfig) else FirstStageLayer(config)
+    layer = family(codec.spec.family).first_layer(config)
     _load(layer, codec, "decoder")
     return layer
 

@@ -23,10 +23,8 @@ from nec_ray.codec import (
     write_codec,
 )
 from nec_ray.codec.payload import PayloadCoder
-from nec_ray.models.embed import shapes_of
-from nec_ray.models.mae import MaeEncoder
+from nec_ray.models.family import Config
 from nec_ray.models.nec import NeuralEmbeddingCompressor
-from nec_ray.models.stages import StageEncoder
 
 _MAX_RADIUS = 4096
 _TAIL = 1e-9
@@ -60,9 +58,8 @@ def export_codec(
     """
     model.eval()
     encoder, first = model.encoder, model.decoder.first
-    assert isinstance(encoder, MaeEncoder | StageEncoder)
     assert isinstance(first, nn.Module)
-    config = encoder.config
+    config: Config = encoder.config  # type: ignore[assignment]
     kept = np.float16 if half else np.float32
     if half:
         for module in (encoder, first):
@@ -76,7 +73,7 @@ def export_codec(
         basis, center = model.basis.numpy(), model.center.numpy() + tables.median @ model.basis.numpy()
         transform, tables = Transform(basis, center), replace(tables, median=np.zeros_like(tables.median))
     parts = [np.rint(part - median).astype(np.int32) for part, median in zip(latents, medians, strict=True)]
-    sides = [side for side, _ in shapes_of(config)]
+    sides = [side for side, _ in config.shapes]
     layers = [
         LayerSpec(channels=channels, tokens=sides[scale] ** 2, scale=config.side // sides[scale])
         for channels, scale in zip(model.layers, model.layer_scales(), strict=True)
@@ -85,7 +82,7 @@ def export_codec(
     size = int(PayloadCoder(tables, layers).compress(symbols).length.sum())
     return write_codec(
         folder,
-        family=encoder.family,
+        family=str(encoder.family),
         architecture=config.to_architecture(),
         input=input_spec,
         grid=(config.side, config.side),

@@ -7,6 +7,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from nec_ray.errors import InputError
+from nec_ray.models.family import Trainable
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class MaeConfig:
     def tokens(self) -> int:
         """Tokens of a tile."""
         return self.side**2
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Tokens a side, and channels of a token, of the one grid."""
+        return [(self.side, self.dim)]
 
     def to_architecture(self) -> dict[str, int]:
         """As codec.json keeps it."""
@@ -121,6 +127,50 @@ class MaeEncoder(nn.Module):
         # The class token takes part in attention but is no part of the latent: it would cost bytes (NEC, sec. 3).
         latent: Tensor = self.norm(x)[:, 1:]
         return latent
+
+    def set_trainable(self, decoder: "MaeDecoder", trainable: Trainable, decoder_is_new: bool = False) -> None:
+        """See `nec.set_trainable`."""
+        self.patch_embed.requires_grad_(trainable != "entropy")
+        if trainable == "paper":
+            self.blocks[:-1].requires_grad_(False)
+            if not decoder_is_new:
+                decoder.blocks.requires_grad_(False)
+        self.pos_embed.requires_grad_(False)
+        decoder.first.decoder_pos_embed.requires_grad_(False)
+
+    @torch.no_grad()
+    def reorder(self, decoder: "MaeDecoder", order: Tensor) -> None:
+        """Put the latent's channels in another order without changing what encoder and decoder compute.
+
+        The channels of a transformer have no order of their own: what reads and what writes them is permuted alike.
+        So the channels that matter most can come first, where a prefix of layers begins, before adaptation.
+
+        Args:
+            decoder: that reads them.
+            order: (channels,) a permutation: channel `order[i]` becomes channel i.
+        """
+
+        def rows(*tensors: Tensor | None) -> None:  # what writes channels
+            for tensor in tensors:
+                if tensor is not None:
+                    tensor.copy_(tensor[order])
+
+        def columns(*layers: nn.Linear) -> None:  # what reads them
+            for layer in layers:
+                layer.weight.copy_(layer.weight[:, order])
+
+        rows(self.patch_embed.proj.weight, self.patch_embed.proj.bias, self.norm.weight, self.norm.bias)
+        for token in (self.cls_token, self.pos_embed):
+            token.copy_(token[:, :, order])
+        for block in self.blocks:
+            parts = dict(block.named_modules())
+            for name in ("norm1", "norm2"):
+                rows(parts[name].weight, parts[name].bias)
+            for name in ("attn.proj", "mlp.fc2"):
+                rows(parts[name].weight, parts[name].bias)
+            for name in ("attn.qkv", "mlp.fc1"):
+                columns(parts[name])
+        columns(decoder.first.decoder_embed)
 
 
 class FirstDecoderLayer(nn.Module):

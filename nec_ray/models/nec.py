@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from compressai.entropy_models import EntropyBottleneck
@@ -13,10 +13,9 @@ from torch.nn import functional
 
 from nec_ray.codec import joined, parts_of
 from nec_ray.errors import InputError
+from nec_ray.models.family import Trainable
 from nec_ray.models.mae import MaeConfig, MaeDecoder, MaeEncoder, random_keep
-from nec_ray.models.stages import Latent, StageConfig, StageDecoder, StageEncoder, reorder_stage
-
-Trainable = Literal["entropy", "entropy+patch", "paper", "all"]
+from nec_ray.models.stages import Latent, StageConfig, StageDecoder, StageEncoder
 
 
 class TokenEncoder(Protocol):
@@ -275,79 +274,16 @@ def set_trainable(model: NeuralEmbeddingCompressor, trainable: Trainable, *, dec
         trainable: which.
         decoder_is_new: whether the decoder has random weights, and is trained whatever is frozen besides.
     """
-    encoder, decoder = model.encoder, model.decoder
     model.requires_grad_(trainable in {"paper", "all"})
     model.bottleneck.requires_grad_(True)
     # The quantiles do not train: they are solved for when the tables are made (export.py).
     model.bottleneck.quantiles.requires_grad_(False)
-    if isinstance(encoder, StageEncoder):
-        if trainable == "paper":
-            encoder.requires_grad_(False)
-            for stage in encoder.config.stages:
-                list(encoder.encoder.stages[stage - 1].children())[-1].requires_grad_(True)
-        encoder.encoder.initial_conv.requires_grad_(trainable != "entropy")
-        encoder.encoder.stem.requires_grad_(trainable != "entropy")
-    else:
-        assert isinstance(encoder, MaeEncoder)
-        assert isinstance(decoder, MaeDecoder)
-        encoder.patch_embed.requires_grad_(trainable != "entropy")
-        if trainable == "paper":
-            encoder.blocks[:-1].requires_grad_(False)
-            decoder.blocks.requires_grad_(False)
     if decoder_is_new:
-        decoder.requires_grad_(True)
-    if isinstance(encoder, MaeEncoder):
-        assert isinstance(decoder, MaeDecoder)
-        encoder.pos_embed.requires_grad_(False)
-        decoder.first.decoder_pos_embed.requires_grad_(False)
+        model.decoder.requires_grad_(True)
+    model.encoder.set_trainable(model.decoder, trainable, decoder_is_new)  # type: ignore[operator]
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Numbers of trained and of all parameters, fixed position embeddings left out of both."""
     named = [(n, p) for n, p in model.named_parameters() if "pos_embed" not in n and "quantiles" not in n]
     return sum(p.numel() for _, p in named if p.requires_grad), sum(p.numel() for _, p in named)
-
-
-@torch.no_grad()
-def reorder_channels(encoder: MaeEncoder | StageEncoder, decoder: MaeDecoder | StageDecoder, order: Tensor) -> None:
-    """Put the latent's channels in another order without changing what the model computes.
-
-    The channels of a transformer, or of a stage, have no order of their own: what reads and what writes them is
-    permuted alike. So the channels that matter most can come first, where a prefix of layers begins, before adaptation.
-
-    Args:
-        encoder: whose channel `order[i]` becomes channel i.
-        decoder: that reads them.
-        order: (channels,) a permutation, of several grid scales each scale's channels among themselves.
-    """
-    if isinstance(encoder, StageEncoder):
-        assert isinstance(decoder, StageDecoder)
-        reorder_stage(encoder, decoder, order)
-        return
-    assert isinstance(decoder, MaeDecoder)
-
-    def rows(*tensors: Tensor) -> None:  # what writes channels
-        for tensor in tensors:
-            tensor.copy_(tensor[order])
-
-    def columns(*layers: nn.Linear) -> None:  # what reads them
-        for layer in layers:
-            layer.weight.copy_(layer.weight[:, order])
-
-    rows(encoder.patch_embed.proj.weight, _bias(encoder.patch_embed.proj), encoder.norm.weight, encoder.norm.bias)
-    for token in (encoder.cls_token, encoder.pos_embed):
-        token.copy_(token[:, :, order])
-    for block in encoder.blocks:
-        parts = dict(block.named_modules())
-        for name in ("norm1", "norm2"):
-            rows(parts[name].weight, parts[name].bias)
-        for name in ("attn.proj", "mlp.fc2"):
-            rows(parts[name].weight, parts[name].bias)
-        for name in ("attn.qkv", "mlp.fc1"):
-            columns(parts[name])
-    columns(decoder.first.decoder_embed)
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nec_ray.codec import joined, parts_of
 from nec_ray.errors import InputError
 from nec_ray.models.convnext import STAGES, Block, ConvNextConfig, ConvNextEncoder, enlarged
+from nec_ray.models.family import Trainable
 from nec_ray.models.mp_mae import DECODER_DIM, MpMaeConfig, MpMaeDecoder
 from nec_ray.models.pretext import Output
 
@@ -156,6 +157,19 @@ class StageEncoder(nn.Module):
         """Set the weights from those of an encoder of all stages."""
         mine = self.encoder.state_dict()
         self.encoder.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in mine})
+
+    def set_trainable(self, decoder: "StageDecoder", trainable: Trainable, decoder_is_new: bool = False) -> None:  # noqa: ARG002
+        """See `nec.set_trainable`."""
+        if trainable == "paper":
+            self.requires_grad_(False)
+            for stage in self.config.stages:
+                list(self.encoder.stages[stage - 1].children())[-1].requires_grad_(True)
+        self.encoder.initial_conv.requires_grad_(trainable != "entropy")
+        self.encoder.stem.requires_grad_(trainable != "entropy")
+
+    def reorder(self, decoder: "StageDecoder", order: Tensor) -> None:
+        """See `reorder_stage`."""
+        reorder_stage(self, decoder, order)
 
 
 class FirstStageLayer(nn.Module):

@@ -35,21 +35,16 @@ class DataSection(Section):
     """Tiles read, once; an even sample of a larger catalog. Each worker keeps its share in a temporary file."""
 
 
-_SIZES = {
-    "mae_vit": ("micro", "tiny", "small", "base", "large"),
-    "mp_mae": ("atto", "femto", "pico", "nano", "tiny"),
-}
-
-
 _MP_MAE_MASK = 0.6
 
 
 class ModelSection(Section):
     """Which masked autoencoder."""
 
-    family: Literal["mae_vit", "mp_mae"] = "mae_vit"
-    """A vision transformer, or MP-MAE's ConvNeXt V2, which is pretrained on catalogs of MMEarth."""
-    size: Literal["micro", "tiny", "small", "base", "large", "atto", "femto", "pico", "nano"] = "tiny"
+    family: str = "mae_vit"
+    """mae_vit, a vision transformer, or mp_mae, MP-MAE's ConvNeXt V2, which is pretrained on catalogs of MMEarth; or
+    another module of `nec_ray.models.families`."""
+    size: str = "tiny"
     """mae_vit: micro to large; mp_mae: atto, femto, pico, nano, tiny."""
     patch: int = Field(default=16, ge=1, le=64)
     """mp_mae: 8, 16 or 32."""
@@ -141,24 +136,19 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _model_is_of_its_family(self) -> "Recipe":
         model = self.model
-        if model.size not in _SIZES[model.family]:
-            raise ValueError(f"model.size {model.size} is none of {model.family}: {', '.join(_SIZES[model.family])}")
-        if model.family == "mp_mae":
-            if model.patch not in {8, 16, 32}:
-                raise ValueError(f"model.patch {model.patch}: mp_mae has 8, 16 or 32")
-            if model.depth:
-                raise ValueError("model.depth is for model.family mae_vit; mp_mae's is that of its size")
-            if not self.train.pretrain_epochs and not model.init:
-                raise ValueError(
-                    "model.family mp_mae is adapted from pretrained weights; "
-                    "give them as model.init, or train.pretrain_epochs"
-                )
-            if model.stages and sorted(set(model.stages), reverse=True) != model.stages:
-                raise ValueError(f"model.stages {model.stages}: each once, coarse first, such as [4, 3]")
-            if model.step and len(model.stages or []) > 1:
-                raise ValueError("model.step is for one grid scale; leave it out, or give one of model.stages")
-        elif model.stages:
-            raise ValueError("model.stages is for model.family mp_mae")
+        from nec_ray.models.families import family, names  # which load torch
+
+        if model.family not in names():
+            raise ValueError(f"model.family {model.family} is none of {', '.join(names())}")
+        of = family(model.family)
+        if model.size not in of.sizes:
+            raise ValueError(f"model.size {model.size} is none of {model.family}: {', '.join(of.sizes)}")
+        of.check(model)
+        if model.family == "mp_mae" and not self.train.pretrain_epochs and not model.init:
+            raise ValueError(
+                "model.family mp_mae is adapted from pretrained weights; "
+                "give them as model.init, or train.pretrain_epochs"
+            )
         for key in ("inputs", "targets", "weighting"):
             if getattr(model, key) and not self.pretrains_mp_mae:
                 raise ValueError(f"model.{key} is for the pretraining of model.family mp_mae")

@@ -95,49 +95,10 @@ def initial_model(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
         NotFound: what `model.init` names is not there.
         BadCheckpoint: it does not fit the recipe's model.
     """
-    import torch
+    from nec_ray.models.families import family
 
-    from nec_ray.models.mae import SIZES, MaeConfig
-    from nec_ray.models.nec import NeuralEmbeddingCompressor
-    from nec_ray.models.published import import_weights, read_checkpoint
-
-    if recipe.model.family == "mp_mae":
-        return _initial_mp_mae(recipe, bands)
-    sizes = dict(SIZES[recipe.model.size])
-    if recipe.model.depth:
-        sizes["depth"] = recipe.model.depth
-    config = MaeConfig(size=recipe.data.size, patch=recipe.model.patch, bands=bands, **sizes)
-    torch.manual_seed(recipe.train.seed)
-    model = NeuralEmbeddingCompressor.mae(config, recipe.model.layers, transformed=recipe.model.step is not None)
-    if not recipe.model.init:
-        return model, False, "random weights"
-    tensors = read_checkpoint(recipe.model.init)
-    found = import_weights(model.encoder, model.decoder, tensors, recipe.model.init)  # type: ignore[arg-type]
-    line = f"weights of {recipe.model.init}: encoder{' and decoder' if found.decoder else ', with a new decoder'}"
-    if found.resized_from:
-        line += f", positions interpolated from {found.resized_from} to {config.side} tokens a side"
-    return model, not found.decoder, line
-
-
-def _initial_mp_mae(recipe: Recipe, bands: int) -> tuple[Any, bool, str]:
-    """As `initial_model`, of stages of MP-MAE's encoder."""
-    import torch
-
-    from nec_ray.models.convnext import SIZES, STAGES, ConvNextConfig
-    from nec_ray.models.mmearth_weights import import_stage
-    from nec_ray.models.nec import NeuralEmbeddingCompressor
-    from nec_ray.models.published import read_checkpoint
-    from nec_ray.models.stages import StageConfig
-
-    assert recipe.model.init  # the recipe says so
-    tensors = read_checkpoint(recipe.model.init)
-    encoder = ConvNextConfig(size=recipe.data.size, patch=recipe.model.patch, bands=bands, **SIZES[recipe.model.size])
-    config = StageConfig(encoder, tuple(recipe.model.stages or [STAGES]))
-    torch.manual_seed(recipe.train.seed)
-    model = NeuralEmbeddingCompressor.mp_mae(config, recipe.model.layers, transformed=recipe.model.step is not None)
-    decoder = import_stage(model.encoder, model.decoder, tensors, recipe.model.init)  # type: ignore[arg-type]
-    with_decoder = " and optical decoder" if decoder else ", with a new decoder"
-    return model, not decoder, f"weights of {recipe.model.init}: encoder{with_decoder}"
+    begun = family(recipe.model.family).begin(recipe.model, recipe.data.size, bands, recipe.train.seed)
+    return begun.model, begun.decoder_is_new, begun.line
 
 
 class _Worker:
@@ -161,8 +122,6 @@ class _Worker:
         import torch
         import torch.distributed as dist
 
-        from nec_ray.models.nec import reorder_channels
-
         if self._step is not None:
             channels = self._model.encoder.channels
             sums = torch.zeros((channels + 1, channels + 1), dtype=torch.float64, device=self._device)
@@ -179,7 +138,7 @@ class _Worker:
                 variance += torch.cat([latent.var(dim=(0, 1)) for latent in latents])
             if self._world > 1:
                 dist.all_reduce(variance)
-            reorder_channels(self._model.encoder, self._model.decoder, self._model.order_of(variance))
+            self._model.encoder.reorder(self._model.decoder, self._model.order_of(variance))
 
     def _calibration_latents(self) -> Iterator[tuple[Any, ...]]:
         """Latents of some tiles, a batch at a time, of each grid scale."""

@@ -14,7 +14,8 @@ from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadSource, InputError, NotFound
 from nec_ray.storage import Store, normalise_url
 from nec_ray.tiles.catalog import Catalog, CatalogMetadata
-from nec_ray.tiles.rows import is_geobench, is_hdf5, is_stac, is_stack, unreadable_row
+from nec_ray.tiles.readers import reader_of
+from nec_ray.tiles.rows import is_geobench, is_hdf5, is_stac, unreadable_row
 
 _TIFFS = (".tif", ".tiff")
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -74,8 +75,11 @@ def build_catalog(
         acquired_at = acquired_at.replace(tzinfo=UTC)
     metadata = CatalogMetadata(title=title or url.rpartition("/")[2], licence=licence, attribution=attribution)
     how = _How(tile_size, bands, nodata, sensor, acquired_at)
-    if is_stack(url):
-        return Catalog(_stack(url, how), metadata)
+    if is_hdf5(url):
+        return Catalog(_mmearth(url, how), metadata)
+    if reader := reader_of(url):
+        folder, _, name = url.rpartition("/")
+        return Catalog(_table(reader.rows(Store(folder or "/"), name, **how.of_windows())), metadata)
     if not _kind(url.rpartition("/")[2]) and is_geobench(url):
         how.check_unsaid(f"{url}: GEO-Bench's data set")
         from nec_ray.tiles.geobench_rows import EXTRA_COLUMNS, geobench_rows
@@ -115,17 +119,12 @@ def _table(rows: Iterable[dict[str, Any]], extra: Iterable[pa.Field] = ()) -> pa
     return pa.concat_tables(parts)
 
 
-def _stack(url: str, how: "_How") -> pa.Table:
-    """Of a source that holds several images."""
-    if is_hdf5(url):
-        from nec_ray.tiles.mmearth import EXTRA_COLUMNS, mmearth_rows
+def _mmearth(url: str, how: "_How") -> pa.Table:
+    from nec_ray.tiles.mmearth import EXTRA_COLUMNS, mmearth_rows
 
-        how.check_unsaid(f"{url}: MMEarth's file")
-        folder, _, name = url.rpartition("/")
-        return _table(mmearth_rows(Store(folder or "/"), name), [pa.field(one, pa.string()) for one in EXTRA_COLUMNS])
-    from nec_ray.tiles.zarr_rows import zarr_windows
-
-    return _table(zarr_windows(url, **how.of_windows()))
+    how.check_unsaid(f"{url}: MMEarth's file")
+    folder, _, name = url.rpartition("/")
+    return _table(mmearth_rows(Store(folder or "/"), name), [pa.field(one, pa.string()) for one in EXTRA_COLUMNS])
 
 
 def _stac(url: str, how: "_How", metadata: CatalogMetadata, progress: Progress | None) -> Catalog:
@@ -166,7 +165,10 @@ def _kind(name: str) -> str | None:
     if any(part.startswith(".") for part in name.split("/")):
         return None
     lower = name.lower()
-    return "tiff" if lower.endswith(_TIFFS) else "image" if lower.endswith(_IMAGES) else None
+    if lower.endswith(_TIFFS):
+        return "tiff"
+    reader = reader_of(lower)
+    return "image" if lower.endswith(_IMAGES) else "reader" if reader and lower.endswith(reader.ends) else None
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ class _How:
 
 
 def _rows(store: Store, name: str, prefix: str, how: _How) -> list[dict[str, Any]]:
+    if _kind(name) == "reader" and (reader := reader_of(name)):
+        return list(reader.rows(store, name, **how.of_windows()))
     if _kind(name) == "tiff":
         from nec_ray.tiles.geotiff import windows
 

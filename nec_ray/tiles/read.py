@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from nec_ray.errors import NecError
 from nec_ray.storage import Store
+from nec_ray.tiles.reader import window as window_in
+from nec_ray.tiles.readers import reader_of
 from nec_ray.tiles.resize import resize
-from nec_ray.tiles.rows import is_hdf5, is_sample, is_stack, is_zarr, stack_number, window_of
+from nec_ray.tiles.rows import is_hdf5, is_sample, is_stack, stack_number, window_of
 
 Pixels = npt.NDArray[Any]
 
@@ -175,21 +177,19 @@ def _opened(source: str, bands: Sequence[str], assets: _Assets | None) -> Iterat
 
         with open_assets(assets) as read_assets:
             yield read_assets
-    elif is_zarr(source):
-        from nec_ray.tiles.zarr import image
-
-        with image(source, bands) as window:
-            yield lambda row: window(stack_number(row["source"]), *_window(row))
+    elif reader := reader_of(source):
+        with reader.opened(source, bands) as read_row:
+            yield read_row
     elif is_sample(source, bands):
         from nec_ray.tiles.geobench_rows import sample_window
 
         with sample_window(Store(folder or "/"), name, bands) as window:
-            yield lambda row: window(*_window(row))
+            yield lambda row: window(*window_in(row))
     elif is_hdf5(source):
         from nec_ray.tiles.mmearth import sentinel2
 
         with sentinel2(Store(folder or "/"), name, bands) as window:
-            yield lambda row: window(stack_number(row["source"]), *_window(row))
+            yield lambda row: window(stack_number(row["source"]), *window_in(row))
     elif source.lower().endswith((".tif", ".tiff")):
         from nec_ray.tiles.geotiff import open_image
 
@@ -204,11 +204,6 @@ def _opened(source: str, bands: Sequence[str], assets: _Assets | None) -> Iterat
             return _crop(decoded[0], row)
 
         yield read
-
-
-def _window(row: dict[str, Any]) -> tuple[range, range]:
-    x, y = row["x_off"], row["y_off"]
-    return range(y, y + row["height"]), range(x, x + row["width"])
 
 
 def _read_window(image: Any, row: dict[str, Any]) -> Pixels:

@@ -41,7 +41,10 @@ def is_zarr(source: str) -> bool:
 
 def is_stack(source: str) -> bool:
     """Whether a source may hold several images, so that `#n` behind it is a number and no part of a name."""
-    return is_hdf5(source) or is_zarr(source)
+    from nec_ray.tiles.readers import reader_of
+
+    reader = reader_of(source)
+    return is_hdf5(source) or (reader is not None and reader.several)
 
 
 def is_stac(source: str) -> bool:

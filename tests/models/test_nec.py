@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from nec_ray.errors import InputError
+from nec_ray.models.family import Trainable
 from nec_ray.models.mae import SIZES, MaeConfig, MaeDecoder, MaeEncoder, patchify
 from nec_ray.models.nec import (
     NeuralEmbeddingCompressor,
-    Trainable,
     count_parameters,
-    reorder_channels,
     set_trainable,
 )
 from tests.models.test_mae import CONFIG
@@ -148,7 +147,7 @@ def test_channels_in_another_order_are_the_same_model() -> None:
     latent = encoder(pixels)
     patches = decoder(latent, keep)
     order = torch.randperm(48)
-    reorder_channels(encoder, decoder, order)
+    encoder.reorder(decoder, order)
     torch.testing.assert_close(encoder(pixels), latent[:, :, order], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(decoder(encoder(pixels), keep), patches, rtol=1e-4, atol=1e-5)
 

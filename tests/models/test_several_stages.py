@@ -18,7 +18,7 @@ from nec_ray.models.embed import Embedder, first_decoder_layer, latent_medians
 from nec_ray.models.export import export_codec
 from nec_ray.models.mmearth_weights import import_stage, mmearth_tensors
 from nec_ray.models.mp_mae import MpMae, MpMaeConfig
-from nec_ray.models.nec import NeuralEmbeddingCompressor, reorder_channels, set_trainable
+from nec_ray.models.nec import NeuralEmbeddingCompressor, set_trainable
 from nec_ray.models.pretext import Output
 from nec_ray.models.stages import StageConfig, StageDecoder, StageEncoder
 
@@ -154,7 +154,7 @@ def test_channels_take_another_order_within_their_stage_and_nothing_else_changes
             return model.encoder(pixels), losses.mse
 
     latents, loss = of()
-    reorder_channels(encoder_of(model), model.decoder, order)  # type: ignore[arg-type]
+    encoder_of(model).reorder(model.decoder, order)  # type: ignore[arg-type]
     moved, after = of()
     first = 0
     for latent, new in zip(latents, moved, strict=True):
@@ -163,7 +163,7 @@ def test_channels_take_another_order_within_their_stage_and_nothing_else_changes
         first += latent.shape[2]
     torch.testing.assert_close(after, loss, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="among themselves"):
-        reorder_channels(encoder_of(model), model.decoder, order.flip(0))  # type: ignore[arg-type]
+        encoder_of(model).reorder(model.decoder, order.flip(0))  # type: ignore[arg-type]
 
 
 def test_adaptation_trains_the_last_block_of_each_stage() -> None:

@@ -15,9 +15,10 @@ from nec_ray.errors import CorruptCodec, InputError
 from nec_ray.models.convnext import ConvNextConfig
 from nec_ray.models.embed import Embedder, first_decoder_layer
 from nec_ray.models.export import export_codec
+from nec_ray.models.family import Trainable
 from nec_ray.models.mmearth_weights import import_stage, mmearth_tensors
 from nec_ray.models.mp_mae import MpMae, MpMaeConfig
-from nec_ray.models.nec import NeuralEmbeddingCompressor, Trainable, reorder_channels, set_trainable
+from nec_ray.models.nec import NeuralEmbeddingCompressor, set_trainable
 from nec_ray.models.pretext import Output
 from nec_ray.models.stages import StageConfig, StageDecoder, StageEncoder
 
@@ -122,7 +123,7 @@ def test_channels_take_another_order_and_nothing_else_changes(stage: int) -> Non
             return model.encoder(pixels), losses.mse
 
     latent, loss = of()
-    reorder_channels(model.encoder, model.decoder, order)  # type: ignore[arg-type]
+    model.encoder.reorder(model.decoder, order)  # type: ignore[operator]
     moved, after = of()
     torch.testing.assert_close(moved, latent[:, :, order], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after, loss, rtol=1e-4, atol=1e-4)

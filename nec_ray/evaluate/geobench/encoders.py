@@ -247,7 +247,14 @@ def _of_codec(codec: Codec) -> Features:
     net = encoder_of(codec)
     for parameter in net.parameters():
         parameter.requires_grad_(True)
-    return VitFeatures(net) if isinstance(net, MaeEncoder) else StageFeatures(net)
+    if isinstance(net, MaeEncoder):
+        return VitFeatures(net)
+    if isinstance(net, StageEncoder):
+        return StageFeatures(net)
+    raise InputError(
+        f"codec {codec.id[:12]}: {codec.spec.family} has no feature maps here; encode the data set into an archive, "
+        "and evaluate that"
+    )
 
 
 def _of_timm(source: Timm, tensors: dict[str, Tensor] | None, where: str, drop_path: float) -> Features:
