@@ -68,6 +68,10 @@ class Choice(Protocol):
     def step(self) -> float | None:
         """Of transform coding."""
 
+    @property
+    def entropy(self) -> str:
+        """Name of the entropy model."""
+
 
 @dataclass(frozen=True)
 class Begun:

@@ -4,15 +4,15 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from compressai.entropy_models import EntropyBottleneck
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nec_ray.codec import joined, parts_of
 from nec_ray.errors import InputError
+from nec_ray.models.entropy_models import entropy_model
 from nec_ray.models.family import Trainable
 from nec_ray.models.mae import MaeConfig, MaeDecoder, MaeEncoder, random_keep
 from nec_ray.models.stages import Latent, StageConfig, StageDecoder, StageEncoder
@@ -81,6 +81,7 @@ class NeuralEmbeddingCompressor(nn.Module):
         layers: channels of each layer, in order; one layer a grid scale where not given.
         transformed: whether not the latent is rounded, but its coordinates along the axes that `set_transform` gives;
             the decoder sees the latent again. With one grid scale only.
+        entropy: name of the entropy model, see `entropy_models`.
 
     Raises:
         InputError: the layers are not of the encoder's channels, or one has channels of two scales; a transform is
@@ -101,6 +102,7 @@ class NeuralEmbeddingCompressor(nn.Module):
         layers: Sequence[int] | None = None,
         *,
         transformed: bool = False,
+        entropy: str = "factorized",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -116,23 +118,34 @@ class NeuralEmbeddingCompressor(nn.Module):
             )
         if transformed and len(self.widths) > 1:
             raise InputError("several stages have no transform: leave out the step")
-        self.bottleneck = EntropyBottleneck(channels)
+        self.entropy = entropy_model(entropy)
+        self.bottleneck: Any = self.entropy.make(channels)
         self.register_buffer("basis", torch.eye(channels) if transformed else None)
         self.register_buffer("center", torch.zeros(channels) if transformed else None)
 
     @classmethod
     def mae(
-        cls, config: MaeConfig, layers: Sequence[int] | None = None, *, transformed: bool = False
+        cls,
+        config: MaeConfig,
+        layers: Sequence[int] | None = None,
+        *,
+        transformed: bool = False,
+        entropy: str = "factorized",
     ) -> "NeuralEmbeddingCompressor":
         """One of a masked autoencoder with random weights."""
-        return cls(MaeEncoder(config), MaeDecoder(config), layers, transformed=transformed)
+        return cls(MaeEncoder(config), MaeDecoder(config), layers, transformed=transformed, entropy=entropy)
 
     @classmethod
     def mp_mae(
-        cls, config: StageConfig, layers: Sequence[int] | None = None, *, transformed: bool = False
+        cls,
+        config: StageConfig,
+        layers: Sequence[int] | None = None,
+        *,
+        transformed: bool = False,
+        entropy: str = "factorized",
     ) -> "NeuralEmbeddingCompressor":
         """One of stages of MP-MAE's encoder, which predicts its own input, with random weights."""
-        return cls(StageEncoder(config), StageDecoder(config), layers, transformed=transformed)
+        return cls(StageEncoder(config), StageDecoder(config), layers, transformed=transformed, entropy=entropy)
 
     @torch.no_grad()
     def set_transform(self, mean: Tensor, covariance: Tensor, step: float) -> None:
@@ -200,7 +213,7 @@ class NeuralEmbeddingCompressor(nn.Module):
         parts = [self.coordinates(part) for part in parts_of(latent)]
         device = parts[0].device
         with torch.autocast(device.type, enabled=False):
-            medians = torch.split(self.bottleneck._get_medians()[:, 0, 0].detach(), self.widths)
+            medians = torch.split(self.entropy.medians(self.bottleneck), self.widths)
             coded = []
             for part, median in zip(parts, medians, strict=True):
                 x = part.float()
@@ -228,15 +241,11 @@ class NeuralEmbeddingCompressor(nn.Module):
 
     def _bits(self, coded: Sequence[Tensor]) -> list[Tensor]:
         """Bits of each element of the scales' latents."""
-        # CompressAI's forward draws its noise from the global generator; its parts are used instead. They take as many
-        # values of each channel: those of a scale of fewer tokens are filled up.
+        # As many values of each channel: those of a scale of fewer tokens are filled up.
         flat = [part.flatten(0, 1).T for part in coded]
         longest = max(part.shape[1] for part in flat)
-        values = torch.cat([functional.pad(part, (0, longest - part.shape[1])) for part in flat])[:, None, :]
-        likelihood, _, _ = self.bottleneck._likelihood(values)
-        if self.bottleneck.use_likelihood_bound:
-            likelihood = self.bottleneck.likelihood_lower_bound(likelihood)
-        found = torch.split(-likelihood.log2()[:, 0], self.widths)
+        values = torch.cat([functional.pad(part, (0, longest - part.shape[1])) for part in flat])
+        found = torch.split(self.entropy.bits(self.bottleneck, values), self.widths)
         return [
             bits[:, : part.shape[0] * part.shape[1]].T.reshape(part.shape)
             for bits, part in zip(found, coded, strict=True)
@@ -276,8 +285,8 @@ def set_trainable(model: NeuralEmbeddingCompressor, trainable: Trainable, *, dec
     """
     model.requires_grad_(trainable in {"paper", "all"})
     model.bottleneck.requires_grad_(True)
-    # The quantiles do not train: they are solved for when the tables are made (export.py).
-    model.bottleneck.quantiles.requires_grad_(False)
+    for parameter in model.entropy.fixed(model.bottleneck):
+        parameter.requires_grad_(False)
     if decoder_is_new:
         model.decoder.requires_grad_(True)
     model.encoder.set_trainable(model.decoder, trainable, decoder_is_new)  # type: ignore[operator]

@@ -63,6 +63,8 @@ class ModelSection(Section):
     """Round the latent's coordinates along its principal axes (transform coding), in steps of as many standard
     deviations of its channels; the decoder and consumers see the latent's own channels. Where not given, the channels
     themselves are rounded to integers, as in the paper, whose encoder is trained to that."""
+    entropy: str = "factorized"
+    """Densities of the channels: factorized, as in the paper, or another module of `nec_ray.models.entropy_models`."""
     inputs: Literal["rgb", "s2"] | None = None
     """Pretraining of mp_mae: the encoder's bands, B2, B3 and B4 of Sentinel-2 or its 12 without B10; s2 where not
     given."""
@@ -136,6 +138,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _model_is_of_its_family(self) -> "Recipe":
         model = self.model
+        from nec_ray.models.entropy_models import names as entropies
         from nec_ray.models.families import family, names  # which load torch
 
         if model.family not in names():
@@ -144,6 +147,8 @@ class Recipe(Section):
         if model.size not in of.sizes:
             raise ValueError(f"model.size {model.size} is none of {model.family}: {', '.join(of.sizes)}")
         of.check(model)
+        if model.entropy not in entropies():
+            raise ValueError(f"model.entropy {model.entropy} is none of {', '.join(entropies())}")
         if model.family == "mp_mae" and not self.train.pretrain_epochs and not model.init:
             raise ValueError(
                 "model.family mp_mae is adapted from pretrained weights; "

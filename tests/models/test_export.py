@@ -12,7 +12,8 @@ from torch import nn
 from nec_ray.codec import EntropyTables, LayerSpec, Lineage, PayloadCoder, load_codec
 from nec_ray.errors import InputError
 from nec_ray.models.embed import Embedder
-from nec_ray.models.export import export_codec, tables_of
+from nec_ray.models.entropy_models.factorized import tables_of
+from nec_ray.models.export import export_codec
 from nec_ray.models.nec import NeuralEmbeddingCompressor
 from tests.models.conftest import CONFIG, Trained
 

@@ -83,7 +83,7 @@ class Decoder(nn.Module):
 def _begin(choice: Choice, size: int, bands: int, seed: int) -> Begun:
     config = Config(size, choice.patch, bands, {"little": 8, "less": 4}[choice.size])
     torch.manual_seed(seed)
-    model = NeuralEmbeddingCompressor(Encoder(config), Decoder(config), choice.layers)
+    model = NeuralEmbeddingCompressor(Encoder(config), Decoder(config), choice.layers, entropy=choice.entropy)
     return Begun(model, False, "random weights")
 
 

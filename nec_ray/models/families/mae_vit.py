@@ -12,7 +12,9 @@ def _begin(choice: Choice, size: int, bands: int, seed: int) -> Begun:
     sizes = SIZES[choice.size] | ({"depth": choice.depth} if choice.depth else {})
     config = MaeConfig(size=size, patch=choice.patch, bands=bands, **sizes)
     torch.manual_seed(seed)
-    model = NeuralEmbeddingCompressor.mae(config, choice.layers, transformed=choice.step is not None)
+    model = NeuralEmbeddingCompressor.mae(
+        config, choice.layers, transformed=choice.step is not None, entropy=choice.entropy
+    )
     if not choice.init:
         return Begun(model, False, "random weights")
     tensors = read_checkpoint(choice.init)

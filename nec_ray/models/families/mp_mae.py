@@ -16,7 +16,9 @@ def _begin(choice: Choice, size: int, bands: int, seed: int) -> Begun:
     encoder = ConvNextConfig(size=size, patch=choice.patch, bands=bands, **SIZES[choice.size])
     config = StageConfig(encoder, tuple(choice.stages or [STAGES]))
     torch.manual_seed(seed)
-    model = NeuralEmbeddingCompressor.mp_mae(config, choice.layers, transformed=choice.step is not None)
+    model = NeuralEmbeddingCompressor.mp_mae(
+        config, choice.layers, transformed=choice.step is not None, entropy=choice.entropy
+    )
     decoder = import_stage(model.encoder, model.decoder, tensors, choice.init)  # type: ignore[arg-type]
     with_decoder = " and optical decoder" if decoder else ", with a new decoder"
     return Begun(model, not decoder, f"weights of {choice.init}: encoder{with_decoder}")
