@@ -118,7 +118,10 @@ class Archive:
 
         Raises:
             NotFound: there is none of that id; it names those that there are.
+            InputError: it is no string.
         """
+        if not isinstance(codec_id, str):
+            raise InputError(f"{codec_id!r} is no codec's id; give the id, or its first digits, as a string")
         if not is_codec_id(codec_id):
             codec_id = codec_named(self, codec_id)
         try:

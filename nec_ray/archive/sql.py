@@ -132,6 +132,8 @@ def bracketed(where: str | None) -> str:
     Raises:
         BadQuery: it is no SQL condition.
     """
+    if not isinstance(where, str | None):
+        raise BadQuery(f"{where!r} is no SQL condition; give one as a string, such as \"status = 'valid'\"")
     if not where or not where.strip():
         return "true"
     try:

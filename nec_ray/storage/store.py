@@ -347,7 +347,9 @@ class _Remote(io.RawIOBase):
 
 
 def normalise_url(url: str | os.PathLike[str]) -> str:
-    """A URL as it is, a path made absolute; no trailing slash."""
+    """A URL as it is, a path made absolute; no trailing slash. InputError: it is neither."""
+    if not isinstance(url, str | os.PathLike):
+        raise InputError(f"{url!r} is no path or URL; give a string or a pathlib.Path")
     text = os.fspath(url)
     if text.startswith("file://"):
         text = text.removeprefix("file://")

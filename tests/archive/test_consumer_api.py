@@ -332,6 +332,18 @@ def test_a_codec_is_found_by_its_first_digits_and_a_wrong_one_suggested(made: Ma
         archive.codec("mae")
 
 
+def test_what_is_no_string_is_refused_by_one_line(made: Made) -> None:
+    archive = open_archive(made.url)
+    for wrong, error, says in (
+        (lambda: open_archive(None), InputError, "None is no path or URL"),  # type: ignore[arg-type]
+        (lambda: load_codec(7), InputError, "7 is no path or URL"),  # type: ignore[arg-type]
+        (lambda: archive.codec(None), InputError, "None is no codec's id"),  # type: ignore[arg-type]
+        (lambda: archive.pull(where=5), BadQuery, "5 is no SQL condition"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(error, match=says):
+            wrong()
+
+
 def test_a_region_is_read_from_a_file_and_a_wrong_name_suggested(made: Made, tmp_path: Path) -> None:
     (tmp_path / "region.geojson").write_text('{"type": "Point", "coordinates": [0.05, 0.05]}')
     archive = open_archive(made.url)
