@@ -2,7 +2,7 @@
 # What stands in this folder, made anew: a pretraining on AID's pixels, codecs of several rates, archives, reports.
 #     run.sh AID_FOLDER DUBAI_FOLDER OUT
 # AID_FOLDER holds a folder a class, DUBAI_FOLDER one a scene (tile_1 ... tile_6) with images/ and masks/. Steps whose
-# result is there are not done again. About three hours on two cores with AVX-512 BF16, half of it the heads.
+# result is there are not done again. About eight hours on two cores with AVX-512 BF16, most of it the heads.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 recipe=$here/../../nec_ray/data/rgb_recipe.toml
@@ -48,6 +48,13 @@ for trainable in entropy entropy+patch all; do
     adapt "ablation-$trainable" "$here/paper_recipe.toml" aid --set train.trainable="$trainable"
     archive "ablation-$trainable.archive" aid "ablation-$trainable/codec"
 done
-for task in aid ablation dubai; do
+# The sizes of ViT by one recipe, pretrained briefly.
+for size in tiny:176 small:368 base:752; do
+    run=size-${size%:*}
+    [ -e "$run/codec/codec.json" ] || nec train "$recipe" --set data.catalog=aid.parquet --set data.max_tiles=4000 \
+        --set model.size="${size%:*}" --set "model.layers=[4,12,${size#*:}]" --set train.pretrain_epochs=4 --out "$run"
+    archive "$run.archive" aid "$run/codec"
+done
+for task in aid ablation sizes labels dubai; do
     nec evaluate "$here/$task.toml" --out "$task-report"
 done
