@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,15 @@ def test_a_data_set_is_of_a_place_and_a_time(ranked: tuple[Archive, list[str], V
     assert 0 < len(found) < len(names)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C, which shells let processes in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.timeout(60)  # DuckDB alone does not always hear it
 @pytest.mark.parametrize("tables", ["range(100000000000) a", "range(10000000000) a, range(1000) b"])
 def test_ctrl_c_stops_a_query(tmp_path: Path, tables: str) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# (Not run yet.) The road of MP-MAE, whole: invented samples, pretraining, adaptation, archives, a linear probe of land cover, optical
+# The road of MP-MAE, whole: invented samples, pretraining, adaptation, archives, a linear probe of land cover, optical
 # pretraining beside multi-modal over three seeds; then a real chip of Sen1Floods11 and a head for its water.
 #     mp_mae.sh SEN1FLOODS11_FOLDER OUT
 # It tests the pipeline: the samples are invented, and one chip of 512 pixels tells nothing about floods elsewhere.
@@ -10,7 +10,7 @@ chip=$(cd "$1" && pwd)/Spain_7370579
 mkdir -p "$2"
 cd "$2"
 [ -e invented.parquet ] || {
-    nec tiles generate invented --samples 1500 --side 64 --picture invented.png
+    nec tiles generate invented --samples 1000 --side 64 --picture invented.png
     nec tiles build invented/data_invented.h5 --out invented.parquet
     python "$here/land_cover.py" invented.parquet land-cover.csv
 }
@@ -19,16 +19,18 @@ for seed in 0 1 2; do
     for targets in s2 all; do
         run=$targets-$seed
         [ -e "$run/codec/codec.json" ] || nec train "$recipe" --set data.catalog=invented.parquet \
-            --set model.targets=$targets --set train.seed=$seed --set train.pretrain_epochs=15 \
-            --set train.adapt_epochs=5 --set train.batch_size=64 --set train.accumulate=1 --set train.lr=6e-4 \
-            --set train.workers=2 --set train.checkpoint_every=5 --out "$run"
+            --set data.size=64 --set model.patch=16 --set model.targets=$targets --set train.seed=$seed \
+            --set train.pretrain_epochs=10 --set train.adapt_epochs=3 --set train.batch_size=64 \
+            --set train.accumulate=1 --set train.lr=6e-4 --set train.precision=bfloat16 --set train.workers=2 \
+            --set train.checkpoint_every=5 --out "$run"
         nec encode invented.parquet "$run.archive" --codec "$run/codec"
     done
 done
 # Two stages in one payload, the finer one for the shores.
 [ -e stages/codec/codec.json ] || nec train "$recipe" --set data.catalog=invented.parquet \
     --set model.init=all-0/weights.safetensors --set 'model.stages=[4, 3]' --set train.pretrain_epochs=0 \
-    --set train.adapt_epochs=5 --set train.batch_size=64 --set train.accumulate=1 --set train.lr=6e-4 --out stages
+    --set data.size=64 --set model.patch=16 --set train.adapt_epochs=5 --set train.batch_size=64 --set train.accumulate=1 \
+    --set train.lr=6e-4 --out stages
 nec encode chip.parquet chip.archive --codec stages/codec
 nec head chip.archive --labels "${chip}_LabelHand.tif" --classes "$here/water.json" --task segmentation --out chip-head
 nec predict chip.archive --head chip-head --out chip-water.tif

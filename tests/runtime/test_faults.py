@@ -25,8 +25,10 @@ from tests.runtime.test_encode import hashes
 from tests.s3 import Server
 
 SHARD, COMMIT_S = 8, 1.0
-SLACK_S, LONGEST_S = 5.0, 30.0
+SLACK_S, LONGEST_S = 10.0, 30.0
 """From a pack to its receipt, and of a commit, on a machine with two cores and three nodes."""
+IN_HAND = 2
+"""Shards of a worker at most: one that it encodes, and one whose receipt is on its way."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_whatever_fails_at_random_moments_the_archive_is_that_of_an_undisturbed_
     wait_for_packs(archive, drivers[-1], 1)
     faults = ["worker", "node", "store", "driver"]
     rng.shuffle(faults)
-    for fault in faults:
+    for done, fault in enumerate(faults):
         wait_for_workers(cluster, drivers[-1])
         time.sleep(rng.uniform(0, 1))
         if fault == "worker":
@@ -96,7 +98,7 @@ def test_whatever_fails_at_random_moments_the_archive_is_that_of_an_undisturbed_
         else:
             drivers[-1].kill()
             drivers[-1].communicate(timeout=60)
-            only_recent_work_is_lost(archive)
+            only_recent_work_is_lost(archive, IN_HAND * len({"worker", "node"} & {*faults[:done]}))
             while cluster.workers():  # Ray ends those of a driver that is gone
                 time.sleep(0.1)
             drivers.append(start())
@@ -137,12 +139,15 @@ def wait_for_workers(cluster: Cluster, driver: Any) -> None:
         time.sleep(0.1)
 
 
-def only_recent_work_is_lost(archive: str) -> None:
-    """What is not in the index was written after the last commit had begun, and within one commit interval."""
+def only_recent_work_is_lost(archive: str, again: int) -> None:
+    """What is not in the index was written after the last commit had begun, and within one commit interval.
+
+    But for the packs of shards whose worker was lost, `again` at most: these are there before they are encoded again.
+    """
     store = Store(archive)
     commits = [entry.modified for entry in store.entries("index/_delta_log") if entry.name.endswith(".json")]
     used = {payload["pack"] for payload in open_archive(archive).rows(["payload"])["payload"].to_pylist() if payload}
-    lost = [entry.modified for entry in store.entries("packs") if entry.name not in used]
+    lost = sorted(entry.modified for entry in store.entries("packs") if entry.name not in used)[again:]
     if lost:
-        assert min(lost) > max(commits) - timedelta(seconds=SLACK_S)
-        assert max(lost) - min(lost) < timedelta(seconds=COMMIT_S + LONGEST_S)
+        assert lost[0] > max(commits) - timedelta(seconds=SLACK_S)
+        assert lost[-1] - lost[0] < timedelta(seconds=COMMIT_S + LONGEST_S)
