@@ -13,6 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from nec_ray.codec import Codec
 from nec_ray.errors import RunError
@@ -32,7 +33,8 @@ _READER_CPUS = 0.25
 _WAVE_TILES = 1 << 19
 """For up to 8 encoders; starting a pool takes seconds, so larger ones get larger waves."""
 _LOST_SHARDS, _LOST_SHARE = 16, 0.05
-"""That many of a wave may be left over, whichever is more; beyond it no single tile is at fault."""
+"""That many of a wave may be left over, whichever is more; beyond it the cluster is more likely at fault, and the wave
+is tried again."""
 _ATTEMPTS = 3
 
 
@@ -102,10 +104,15 @@ def _finish(wave: dict[str, Shard], codec: Codec, store: Store, pool: Pool, stag
     """Receipts of all shards of a wave."""
     import ray
 
+    finished = False
     for attempt in range(_ATTEMPTS):
+        lost = max(_LOST_SHARDS, int(_LOST_SHARE * len(wave)))
+        if attempt == _ATTEMPTS - 1:
+            lost = len(wave)  # a whole scene may be broken: then that is for `isolate` to say
         try:
-            for receipt in _run(list(wave.values()), codec, store, pool, stages):
+            for receipt in _run(list(wave.values()), codec, store, pool, stages, lost):
                 yield replace(receipt, replaces=wave.pop(receipt.shard_id).replaces)
+                finished = True
             break
         except ray.exceptions.RayError as error:
             raise_own(error)  # such as a store that refuses: it will be the same the next time
@@ -113,12 +120,21 @@ def _finish(wave: dict[str, Shard], codec: Codec, store: Store, pool: Pool, stag
                 raise broke_off(error) from error
         finally:
             gc.collect()  # the pool's actors are part of a cycle, and keep their cores until then: for a minute or two
+    fatal = 0
     for shard in wave.values():
-        yield isolate(shard, codec, store, num_cpus=pool.cpus, num_gpus=pool.gpus)
+        receipt = isolate(shard, codec, store, num_cpus=pool.cpus, num_gpus=pool.gpus)
+        fatal += pc.all(pc.equal(receipt.rows["status"], "failed")).as_py()
+        finished = finished or not fatal
+        yield receipt
+        if fatal >= _LOST_SHARDS and not finished:
+            raise RunError(
+                f"the processes that read or encode tiles die at every tile of {fatal} shards, and none was finished: "
+                "see whether the nodes have the memory for this codec, then run the same command again"
+            )
 
 
-def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: Stages) -> Generator[Receipt]:
-    """One Ray Data run; shards whose process dies again and again are left out."""
+def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: Stages, lost: int) -> Generator[Receipt]:
+    """One Ray Data run; as many shards as `lost` whose process dies again and again are left out."""
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -126,7 +142,7 @@ def _run(shards: list[Shard], codec: Codec, store: Store, pool: Pool, stages: St
     most = min(pool.most, len(shards))
     messages = [shard_message(shard) for shard in shards]
     # A dropped block is a shard without a receipt: it is isolated. A pool may hang with -1 (ray-project/ray #62746).
-    with ray_data(lost_blocks=max(_LOST_SHARDS, int(_LOST_SHARE * len(shards)))):
+    with ray_data(lost_blocks=lost):
         blocks = ray.data.from_items(messages, override_num_blocks=len(messages))
         pixels = blocks.map(read(codec.spec.model_dump_json()), num_cpus=_READER_CPUS, max_retries=RETRIES)
         results = pixels.map_batches(

@@ -93,10 +93,12 @@ def nodes(count: int) -> Iterator[Cluster]:
         cluster.stop()
 
 
-def command(address: str | None, *words: str, shard_tiles: int, commit_seconds: float) -> "subprocess.Popen[str]":
-    """`nec WORDS` in a process of its own, with small shards."""
+def command(
+    address: str | None, *words: str, shard_tiles: int, commit_seconds: float, before: str = "pass"
+) -> "subprocess.Popen[str]":
+    """`nec WORDS` in a process of its own, with small shards; other Python comes first."""
     code = (
-        "import sys; from nec_ray import cli; from nec_ray.runtime import encode as e;"
+        f"{before}; import sys; from nec_ray import cli; from nec_ray.runtime import encode as e;"
         f"e.encode.__kwdefaults__.update(shard_tiles={shard_tiles}, commit_seconds={commit_seconds});"
         "sys.argv[0] = 'nec'; cli.main()"
     )

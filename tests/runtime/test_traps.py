@@ -108,6 +108,26 @@ def test_a_tile_that_kills_its_process_is_found_and_recorded(
 
 
 @pytest.mark.slow
+def test_more_poisoned_shards_than_a_run_may_leave_out_are_recorded_too(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a scene whose file is broken; beyond 16 lost shards Ray Data ends its run."""
+    random_codec(tmp_path / "codec", mean=128)
+    deadly = {7: "07-deadly", 20: "20-deadly", 40: "40-deadly"}
+    write_catalog(through_the_plugin(images(tmp_path / "images", deadly)), tmp_path / "catalog.parquet")
+    monkeypatch.setenv("PYTHONPATH", str(plugin))
+    few = "from nec_ray.runtime import pipeline; pipeline._LOST_SHARDS, pipeline._LOST_SHARE = 1, 0.0"
+    words = ["encode", *(str(tmp_path / name) for name in ("catalog.parquet", "archive")), "--json"]
+    run = command(None, *words, "--codec", str(tmp_path / "codec"), shard_tiles=8, commit_seconds=30, before=few)
+    out, problems = run.communicate(timeout=600)
+    assert run.returncode == 0, problems
+    account = json.loads(out)
+    assert (account["valid"], account["failed"], account["missing"]) == (45, 3, 0)
+    failed = open_archive(tmp_path / "archive").rows(["tile_id"], "status = 'failed'")["tile_id"].to_pylist()
+    assert sorted(failed) == [f"{name}.png" for name in deadly.values()]
+
+
+@pytest.mark.slow
 def test_every_encoder_gets_shards_of_a_small_catalog(tmp_path: Path, local_ray: None) -> None:
     """A Parquet of 48 rows would be one block, and one worker's."""
     codec = random_codec(tmp_path / "codec", mean=128)
