@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from nec_ray.errors import BadCheckpoint
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -85,11 +87,35 @@ class Begun:
     """Where the weights come from."""
 
 
+def own_names(encoder: "nn.Module", decoder: "nn.Module") -> "dict[str, Tensor]":
+    """Tensors of encoder and decoder by their own names, behind `encoder.` and `decoder.`."""
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, module in (("encoder", encoder), ("decoder", decoder))
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def read_own_names(model: Any, tensors: "Mapping[str, Tensor]", where: str) -> None:
+    """Load what `own_names` gave into a `nec.NeuralEmbeddingCompressor`.
+
+    Raises:
+        BadCheckpoint: tensors are missing, unknown or of other shapes.
+    """
+    for part in ("encoder", "decoder"):
+        own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+        try:
+            getattr(model, part).load_state_dict(own)
+        except RuntimeError as error:
+            raise BadCheckpoint(f"{where}: no weights of this {part} ({' '.join(str(error).split())})") from None
+
+
 @dataclass(frozen=True)
 class Family:
     """A family; its name is that of its file.
 
-    The encoder is a `nec.TokenEncoder`, the decoder of what `begin` gives a `nec.TokenDecoder`; see there.
+    The encoder is a `nec.TokenEncoder` and a `FamilyEncoder`; the decoder of what `begin` gives is a `nec.TokenDecoder`
+    whose attribute `first` is the layer of `first_layer`.
     """
 
     noun: str
@@ -106,10 +132,20 @@ class Family:
     """Of a recipe's model, pixels a side, bands and seed. NotFound, BadCheckpoint: of `init`."""
     check: Callable[[Choice], object] = bool
     """ValueError: a key of the recipe's model is none of this family's, or impossible."""
+    weights: "Callable[[Any, Any], dict[str, Tensor]]" = own_names
+    """Tensors of a pretrained encoder and decoder, which a run keeps, by the names that `begin` reads from `init`."""
 
 
 class FamilyEncoder(Protocol):
-    """What an encoder can do beside encoding, so that its family can be trained."""
+    """What an encoder has and can do beside encoding, so that its family can be trained and its codecs be written."""
+
+    @property
+    def family(self) -> str:
+        """Name of its family."""
+
+    @property
+    def config(self) -> Config:
+        """Its sizes."""
 
     def set_trainable(self, decoder: Any, trainable: Trainable, decoder_is_new: bool = False) -> None:
         """Freeze what `nec.set_trainable` says, of encoder and decoder; a new decoder is trained whatever is frozen."""

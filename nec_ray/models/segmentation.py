@@ -94,13 +94,13 @@ class SegmentationHead(PixelHead):
 
     def score(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (tiles, classes, 4 * token rows, 4 * token columns) of what `features` gave."""
-        logits: torch.Tensor = self.main(self.upsample(self._decode(features)))
+        logits: torch.Tensor = self.main(self._decode(features))
         return logits
 
     def score_both(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `score` gives, and the auxiliary logits (tiles, classes, token rows, token columns)."""
+        """What `score` gives, and the auxiliary branch's logits of the same shape."""
         decoded = self._decode(features)
-        return self.main(self.upsample(decoded)), self.auxiliary(decoded)
+        return self.main(decoded), self.auxiliary(decoded)
 
     def loss(self, features: Tokens, mask: torch.Tensor) -> torch.Tensor:
         """See `segmentation_loss`."""
@@ -109,7 +109,7 @@ class SegmentationHead(PixelHead):
     def _decode(self, features: torch.Tensor) -> torch.Tensor:
         x = self.standardised(features)
         x = self.reduce(x.transpose(1, 2).reshape(len(x), x.shape[2], *self.grid))
-        decoded: torch.Tensor = x + self.blocks(x)
+        decoded: torch.Tensor = self.upsample(x + self.blocks(x))
         return decoded
 
 

@@ -66,7 +66,7 @@ def train_loop(config: dict[str, Any]) -> None:
         if metrics:
             metrics.append(row)
             if epoch + 1 == how.pretrain_epochs:
-                _keep_weights(model, config["out"])
+                _keep_weights(model, recipe.model.family, config["out"])
         if ended or (epoch + 1) % how.checkpoint_every == 0:
             state = {"model": model.state_dict(), "optimiser": worker.optimiser.state_dict(), "epoch": epoch + 1}
             report(row, state if rank == 0 else None)
@@ -227,13 +227,13 @@ class _Worker:
         }
 
 
-def _keep_weights(model: Any, out: str) -> None:
-    """Write the pretrained encoder and decoder, by their published names."""
+def _keep_weights(model: Any, name: str, out: str) -> None:
+    """Write the pretrained encoder and decoder, by the names of their family."""
     from safetensors.torch import save
 
-    from nec_ray.models.published import published_tensors
+    from nec_ray.models.families import family
 
-    Store(out).replace(WEIGHTS, save(published_tensors(model.encoder, model.decoder)))
+    Store(out).replace(WEIGHTS, save(family(name).weights(model.encoder, model.decoder)))
 
 
 def _export(model: Any, pixels: Any, spec: Any, recipe: Recipe, config: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ cd "$2"
     nec tiles build invented/data_invented.h5 --out invented.parquet
     python "$here/land_cover.py" invented.parquet land-cover.csv
 }
-[ -e chip.parquet ] || nec tiles build "${chip}_S2Hand.tif" --tile-size 32 --out chip.parquet
+[ -e chip.parquet ] || nec tiles build "${chip}_S2Hand.tif" --tile-size 64 --out chip.parquet
 for seed in 0 1 2; do
     for targets in s2 all; do
         run=$targets-$seed
@@ -27,10 +27,7 @@ for seed in 0 1 2; do
     done
 done
 # Two stages in one payload, the finer one for the shores.
-[ -e stages/codec/codec.json ] || nec train "$recipe" --set data.catalog=invented.parquet \
-    --set model.init=all-0/weights.safetensors --set 'model.stages=[4, 3]' --set train.pretrain_epochs=0 \
-    --set data.size=64 --set model.patch=16 --set train.adapt_epochs=5 --set train.batch_size=64 --set train.accumulate=1 \
-    --set train.lr=6e-4 --out stages
+[ -e stages/codec/codec.json ] || nec train "$here/stages_recipe.toml" --out stages
 nec encode chip.parquet chip.archive --codec stages/codec
 nec head chip.archive --labels "${chip}_LabelHand.tif" --classes "$here/water.json" --task segmentation --out chip-head
 nec predict chip.archive --head chip-head --out chip-water.tif

@@ -51,7 +51,7 @@ def test_any_grid_and_any_channels(rows: int, cols: int, channels: int, classes:
     x = torch.randn(tiles, rows * cols, channels)
     main, auxiliary = head.score_both(head.features(x))
     assert main.shape == (tiles, classes, 4 * rows, 4 * cols)
-    assert auxiliary.shape == (tiles, classes, rows, cols)
+    assert auxiliary.shape == (tiles, classes, 4 * rows, 4 * cols)  # both branches are of the upscaled (NEC, section 4)
     torch.testing.assert_close(head(x), main)
     assert to_size(main, (7, 11)).shape == (tiles, classes, 7, 11)
 
@@ -98,7 +98,7 @@ def test_an_outer_skip_passes_the_blocks() -> None:
             assert isinstance(block, ConvBlock)
             block.norm2.weight.zero_()  # gelu(0) = 0: the block passes its input on
         reduced = head.reduce(x.transpose(1, 2).reshape(2, 8, 3, 3))
-        torch.testing.assert_close(head.auxiliary(2 * reduced), head.score_both(x)[1])
+        torch.testing.assert_close(head.auxiliary(head.upsample(2 * reduced)), head.score_both(x)[1])
 
 
 def test_the_loss_leaves_ignored_pixels_out_and_weighs_the_auxiliary() -> None:

@@ -1,11 +1,17 @@
 """A foundation model is one file: that of a family which nothing of nec_ray names goes the whole road."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import nec_ray
 from nec_ray import open_archive
 from nec_ray.codec import InputSpec, load_codec
 from nec_ray.errors import UnsupportedFormat
@@ -18,6 +24,7 @@ from nec_ray.runtime.recipe import Recipe
 from nec_ray.runtime.train_loop import _export, _Worker, initial_model
 from nec_ray.tiles import build_catalog, builtin_scene, read_tiles, write_catalog
 
+ROOT = Path(__file__).parents[2]
 BANDS = ["blue", "green", "red"]
 TOY = Path(__file__).with_name("toy_family.py")
 
@@ -38,6 +45,35 @@ def recipe(**model: object) -> Recipe:
     )
 
 
+@pytest.mark.slow
+def test_it_is_pretrained_and_adapted_on_ray(tmp_path: Path) -> None:
+    """In a copy of the package with the file in its folder, as workers on other machines would have it."""
+    package = tmp_path / "code" / "nec_ray"
+    shutil.copytree(ROOT / "schemas", tmp_path / "code" / "schemas")
+    shutil.copytree(Path(nec_ray.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "docs"))
+    shutil.copy(TOY, package / "models" / "families")
+    write_catalog(build_catalog(builtin_scene(), tile_size=64), tmp_path / "catalog.parquet")
+    (tmp_path / "recipe.toml").write_text(
+        'data = {catalog = "catalog.parquet", size = 32, max_tiles = 32}\n'
+        'model = {family = "toy_family", size = "little", patch = 8}\n'
+        "train = {pretrain_epochs = 1, adapt_epochs = 1, batch_size = 8}\n"
+    )
+
+    run = subprocess.run(
+        [sys.executable, "-m", "nec_ray", "train", "recipe.toml", "--out", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "code")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    assert load_codec(tmp_path / "run" / "codec").spec.family == "toy_family"
+    kept = load_file(tmp_path / "run" / "weights.safetensors")
+    assert kept["encoder.project.weight"].shape == (8, 3, 8, 8)
+
+
 def test_a_family_in_one_file_goes_from_training_to_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"model\.family toy_family is none of mae_vit, mp_mae"):
         recipe()
@@ -56,6 +92,15 @@ def test_a_family_in_one_file_goes_from_training_to_a_head(tmp_path: Path, monke
     given = recipe(layers=[2, 6])
     model, decoder_is_new, line = initial_model(given, len(BANDS))
     assert line == "random weights"
+    save_file(families.family("toy_family").weights(model.encoder, model.decoder), tmp_path / "weights.safetensors")
+    other = given.model_copy(update={"train": given.train.model_copy(update={"seed": 1})})
+    for init, same in ((None, False), (str(tmp_path / "weights.safetensors"), True)):
+        begun, _, _ = initial_model(
+            other.model_copy(update={"model": recipe(init=init, layers=[2, 6]).model}), len(BANDS)
+        )
+        for part in ("encoder", "decoder"):
+            ours, theirs = (getattr(one, part).state_dict() for one in (model, begun))
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours) == same
     worker = _Worker(model, given, scaled, torch.device("cpu"), 0, 1)
     worker.begin_phase(adapting=False, decoder_is_new=decoder_is_new)
     first = worker.epoch(0)

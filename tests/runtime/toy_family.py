@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from nec_ray.errors import InputError
-from nec_ray.models.family import Begun, Choice, Family, Trainable
+from nec_ray.models.family import Begun, Choice, Family, Trainable, read_own_names
 from nec_ray.models.mae import patchify
 from nec_ray.models.nec import NeuralEmbeddingCompressor
+from nec_ray.models.published import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,10 @@ def _begin(choice: Choice, size: int, bands: int, seed: int) -> Begun:
     config = Config(size, choice.patch, bands, {"little": 8, "less": 4}[choice.size])
     torch.manual_seed(seed)
     model = NeuralEmbeddingCompressor(Encoder(config), Decoder(config), choice.layers, entropy=choice.entropy)
-    return Begun(model, False, "random weights")
+    if not choice.init:
+        return Begun(model, False, "random weights")
+    read_own_names(model, read_checkpoint(choice.init), choice.init)
+    return Begun(model, False, f"weights of {choice.init}")
 
 
 FAMILY = Family(

@@ -5,7 +5,7 @@ import torch
 from nec_ray.models.family import Begun, Choice, Family
 from nec_ray.models.mae import SIZES, FirstDecoderLayer, MaeConfig, MaeEncoder
 from nec_ray.models.nec import NeuralEmbeddingCompressor
-from nec_ray.models.published import import_weights, read_checkpoint
+from nec_ray.models.published import import_weights, published_tensors, read_checkpoint
 
 
 def _begin(choice: Choice, size: int, bands: int, seed: int) -> Begun:
@@ -38,4 +38,5 @@ FAMILY = Family(
     first_layer=FirstDecoderLayer,
     begin=_begin,
     check=_check,
+    weights=published_tensors,
 )
