@@ -18,7 +18,17 @@ from typer.core import TyperGroup
 from nec_ray.cli_archive import AtVersion, Printed, Time, Within, archive_app
 from nec_ray.cli_tiles import tiles_app
 from nec_ray.errors import InputError, Interrupted, MissingDependency, NecError, without_secrets
-from nec_ray.printing import NOTES, Format, number, print_facts, print_result, print_rows, progress_bar, say_unless
+from nec_ray.printing import (
+    NOTES,
+    Format,
+    number,
+    print_facts,
+    print_result,
+    print_rows,
+    printable,
+    progress_bar,
+    say_unless,
+)
 
 
 class _Stopped(Exception):
@@ -645,6 +655,6 @@ _EXTRAS = {
 
 
 def _fail(message: str) -> int:
-    text = without_secrets(" ".join(message.split()))
+    text = printable(without_secrets(" ".join(message.split())))
     NOTES.print(f"nec: error: {text}", markup=False, style="red" if NOTES.is_terminal else None)
     return 1

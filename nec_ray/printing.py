@@ -52,7 +52,7 @@ def say_unless(quiet: bool) -> Callable[[str], None]:
 
     def say(text: str) -> None:
         if not quiet:
-            NOTES.print(text, markup=False)
+            NOTES.print(printable(text), markup=False)
 
     return say
 
@@ -89,7 +89,7 @@ def print_facts(facts: dict[str, Any], as_json: bool, lines: list[str] | None = 
         sys.stdout.write(without_secrets(to_json(facts)) + "\n")
         return
     for line in lines or [f"{key.replace('_', ' ')}: {number(value)}" for key, value in facts.items()]:
-        _OUT.print(without_secrets(line), markup=False)
+        _OUT.print(printable(without_secrets(line)), markup=False)
 
 
 def number(value: Any) -> str:
@@ -138,6 +138,11 @@ def _as_table(rows: Any) -> Table:
     return _fitting(rows.column_names, cells)
 
 
+def printable(text: str) -> str:
+    """A text without what would steer a terminal: control characters are written as escapes, but for line breaks."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _shortened(cell: str) -> str:
     return cell if len(cell) <= _CELL else f"{cell[: _CELL - 3]}..."
 
@@ -149,16 +154,16 @@ def _fitting(names: list[str], rows: list[list[str]]) -> Table:
     if sum(least) + 3 * len(names) + 1 <= _OUT.width:
         table = Table()
         for name, width in zip(names, least, strict=True):
-            table.add_column(Text(name), overflow="fold", min_width=width)
+            table.add_column(Text(printable(name)), overflow="fold", min_width=width)
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         return table
     lines = Table.grid(padding=(0, 2, 0, 0))
     lines.add_column(overflow="fold")
     lines.add_column(overflow="fold")
     for row in rows:
         for name, cell in zip(names, row, strict=True):
-            lines.add_row(Text(name), Text(cell))
+            lines.add_row(Text(printable(name)), Text(cell))
         lines.add_row()
     return lines
 

@@ -34,6 +34,17 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
+def test_nothing_that_is_printed_steers_the_terminal(tmp_path: Path) -> None:
+    archive = filled_archive(tmp_path).url
+    red = "chr(27) || '[31m' || chr(155) || chr(7) AS \"a\u009b1m\""
+    done = nec_here("query", archive, f"SELECT {red}")
+    assert done.returncode == 0
+    assert r"\x1b[31m\x9b\x07" in done.stdout
+    wrong = nec_here("query", archive, "SELECT error(chr(27) || 'c')")
+    assert r"\x1bc" in wrong.stderr
+    assert not set(done.stdout + wrong.stderr) & {chr(n) for n in (*range(10), *range(11, 32), *range(127, 160))}
+
+
 def test_there_are_commands() -> None:
     assert {("query",), ("archive", "gc"), ("tiles", "build"), ("bench", "pull")} <= COMMANDS.keys()
 

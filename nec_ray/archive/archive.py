@@ -26,7 +26,7 @@ from nec_ray.archive.pull import Part, Pull, parts, pull
 from nec_ray.archive.recorded import CONTRACT, RecordedCatalog, recorded_catalogs
 from nec_ray.archive.similar import similar
 from nec_ray.archive.sql import Query, bracketed, find
-from nec_ray.archive.tile_set import TileSet, condition_of
+from nec_ray.archive.tile_set import TileSet, condition_of, listed
 from nec_ray.codec import Codec, Payloads
 from nec_ray.errors import InputError, NecError, NotFound, without_secrets
 from nec_ray.notebook import facts_html
@@ -105,9 +105,8 @@ class Archive:
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Index columns of the tiles that a condition picks, ordered by tile id."""
-        columns = [columns] if isinstance(columns, str) else columns
         return self.sql(
-            f"SELECT {', '.join(columns)} FROM embeddings WHERE {bracketed(where)} ORDER BY tile_id"
+            f"SELECT {', '.join(listed(columns))} FROM embeddings WHERE {bracketed(where)} ORDER BY tile_id"
         ).to_arrow_table()
 
     def codec(self, codec_id: str) -> Codec:
@@ -313,8 +312,8 @@ class Archive:
         self, condition: str, layers: int | None, tile_ids: Sequence[str] | None, *, ordered: bool
     ) -> References:
         """References of the valid tiles that an SQL condition in brackets picks, all of one encoder."""
-        if layers is not None and layers < 1:
-            raise InputError(f"layers {layers}: give 1 or more of a payload's first layers")
+        if layers is not None and (not isinstance(layers, int) or layers < 1):
+            raise InputError(f"layers {layers!r}: give 1 or more of a payload's first layers")
         params = None
         asked = condition
         if tile_ids is not None:
@@ -373,7 +372,7 @@ def parse_version(version: int | datetime | str | None) -> int | datetime | None
     """
     if isinstance(version, str) and re.fullmatch(r"-?[0-9]+", version):
         version = int(version)
-    if isinstance(version, int) and not 0 <= version < 1 << 63:
+    if isinstance(version, int) and (isinstance(version, bool) or not 0 <= version < 1 << 63):
         raise InputError(f"version {version}: versions are numbered from 0")
     if not isinstance(version, str):
         return version

@@ -62,7 +62,9 @@ def coverage(
     count = {status: pc.sum(pc.equal(rows["status"], status)).as_py() or 0 for status in ("valid", "nodata", "failed")}
     missing = None
     if catalog is not None:
-        several = [catalog] if isinstance(catalog, str | os.PathLike | Catalog) else list(catalog)
+        several = [catalog] if isinstance(catalog, str | os.PathLike | Catalog) else catalog
+        if not isinstance(several, Sequence):
+            raise InputError(f"catalog {catalog!r}: give paths, or catalogs that are read")
         if not several:
             raise InputError("no catalogs to compare with; give one, or none at all")
         missing = _lacking(archive, pa.concat_tables([_rows(one, region, time) for one in several]))

@@ -68,8 +68,13 @@ def check_calls(sql: str) -> None:
     Raises:
         BadQuery: it calls another table function than those known to be harmless; it names it.
     """
-    tokens = duckdb.tokenize(sql)
-    raw = sql.encode()  # positions are those of bytes
+    if not isinstance(sql, str):
+        raise BadQuery(f"{sql!r} is no SQL; give one SELECT as a string")
+    try:
+        raw = sql.encode()
+    except UnicodeEncodeError:
+        raise BadQuery(f"{sql!r}: SQL with half a character of Unicode (a surrogate); take it out") from None
+    tokens = duckdb.tokenize(sql)  # positions are those of bytes
     ends = [*(at for at, _ in tokens[1:]), len(raw)]
     words = [
         raw[at:end].decode(errors="replace").strip()

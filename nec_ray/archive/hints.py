@@ -44,10 +44,13 @@ def nothing_fits(archive: "Archive", condition: str, to_do: str, tile_ids: Seque
 
 
 def shortened(condition: str) -> str:
-    """A condition as an error shows it: without the brackets around it, and not all of a region."""
-    text = " ".join(condition.split())
+    """A condition as an error shows it: without the brackets around it, and a region by what was given."""
+    text, of_region, region = " ".join(condition.split()).partition("/* within ")
+    text = text.removesuffix(" AND ") if of_region else text
     if text.startswith("(") and text.endswith(")") and text.count("(") == 1:
         text = text[1:-1].strip()
+    if of_region:
+        text = " AND ".join(filter(None, [text, f"within {region.partition(' */')[0]}"]))
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

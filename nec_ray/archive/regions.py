@@ -247,7 +247,11 @@ def region_of(given: Any) -> Region:
             return region_of_text(given if given.lstrip().startswith("{") else _file(given))
         given = [float(number) for number in given.split(",")]
     if isinstance(given, Mapping):
-        return region_of_text(json.dumps(given, default=_plain))
+        try:
+            text = json.dumps(given, default=_plain)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"a region that is no GeoJSON ({error}); {_HOW}") from None
+        return region_of_text(text)
     return _box(given)
 
 

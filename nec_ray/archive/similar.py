@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nec_ray.archive.tile_set import listed
 from nec_ray.codec import Codec
 from nec_ray.errors import InputError, MixedCodecs, NotFound
 
@@ -32,9 +33,10 @@ def similar(archive: "Archive", like: Any, k: int, condition: str, columns: Sequ
     if not vector.any():
         raise InputError(f"{archive.url}: the vector is zero, and nothing is similar to it by direction")
     cosine = "list_cosine_similarity(pooled::DOUBLE[], ?::DOUBLE[])"
+    names = ", ".join(["tile_id", *listed(columns)])
     found = archive.sql(
         # The cosine of a vector without length is no number: such tiles are like no other.
-        f"SELECT {', '.join(['tile_id', *columns])}, coalesce(nullif({cosine}, 'nan'::DOUBLE), 0) AS similarity "
+        f"SELECT {names}, coalesce(nullif({cosine}, 'nan'::DOUBLE), 0) AS similarity "
         f"FROM embeddings WHERE {comparable} AND len(pooled) = {len(vector)} "
         f"ORDER BY similarity DESC, tile_id LIMIT {k}",
         [vector.tolist(), *([like] if isinstance(like, str) else [])],

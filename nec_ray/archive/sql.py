@@ -3,7 +3,7 @@
 import atexit
 import html
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from nec_ray.archive.hints import sql_hint
 from nec_ray.archive.layout import archive_codec
 from nec_ray.archive.payloads import decode, fetch, references
 from nec_ray.codec import Arrays, Codec, parts_of
-from nec_ray.errors import BadQuery, CorruptIndex, CorruptPack, CorruptPayload, NecError
+from nec_ray.errors import BadQuery, CorruptIndex, CorruptPack, CorruptPayload, InputError, NecError
 
 
 class Query:
@@ -38,6 +38,8 @@ class Query:
     def __init__(self, files: IndexFiles, sql: str, params: Sequence[Any] | None = None) -> None:
         with typed_errors():
             check_calls(sql)
+        if isinstance(params, str | bytes) or not isinstance(params, Iterable | None):
+            raise InputError(f"params {params!r}: give a list of values, one a question mark of the query")
         self._files = files  # which are mounted for as long as somebody holds them
         _queries.add(self)
         self._connection = _check_readable(files, sql)
@@ -58,7 +60,13 @@ class Query:
             return heeding(self._connection, self._relation.to_arrow_table)
 
     def to_arrow_reader(self, batch_rows: int = 10_000) -> pa.RecordBatchReader:
-        """The result batch by batch."""
+        """The result batch by batch, of `batch_rows` rows at most.
+
+        Raises:
+            InputError: that is less than one.
+        """
+        if not isinstance(batch_rows, int) or batch_rows < 1:
+            raise InputError(f"batch_rows {batch_rows!r}: give 1 or more rows a batch")
         reader = self.to_arrow_reader_unchecked(batch_rows)
 
         def batches() -> Any:

@@ -1,7 +1,7 @@
 """`TileSet`: the tiles of an archive that a place, a time and a condition pick, and what can be done with them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from nec_ray.archive.regions import region_of
 from nec_ray.archive.sql import bracketed
 from nec_ray.archive.times import period_of
-from nec_ray.errors import MissingDependency
+from nec_ray.errors import InputError, MissingDependency
 from nec_ray.notebook import facts_html
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TileSet:
     def rows(self, columns: Sequence[str] = COLUMNS, *, limit: int | None = None) -> pa.Table:
         """Index columns (`schemas/index.json`), ordered by tile id; of the first `limit` tiles."""
         end = "" if limit is None else f" LIMIT {int(limit)}"
-        query = f"SELECT {', '.join(columns)} FROM embeddings WHERE {self.where} ORDER BY tile_id{end}"
+        query = f"SELECT {', '.join(listed(columns))} FROM embeddings WHERE {self.where} ORDER BY tile_id{end}"
         return self.archive.sql(query).to_arrow_table()
 
     def pull(self, layers: int | None = None) -> "Pull":
@@ -94,9 +94,21 @@ class TileSet:
             import geopandas
         except ModuleNotFoundError:
             raise MissingDependency("to_geodataframe needs geopandas; install it with pip install geopandas") from None
-        rows = self.rows(list(dict.fromkeys([*columns, "geometry"]))).to_pandas()
+        rows = self.rows(list(dict.fromkeys([*listed(columns), "geometry"]))).to_pandas()
         shapes = geopandas.GeoSeries.from_wkb(rows.pop("geometry"), crs="OGC:CRS84")
         return geopandas.GeoDataFrame(rows, geometry=shapes)
+
+
+def listed(columns: Sequence[str]) -> list[str]:
+    """Column names; a string is one.
+
+    Raises:
+        InputError: they are no strings.
+    """
+    names = [columns] if isinstance(columns, str) else list(columns) if isinstance(columns, Iterable) else [columns]
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"columns {columns!r}: give a list of names of schemas/index.json")
+    return names
 
 
 def condition_of(where: str | None, within: Any, time: Any) -> str:
@@ -114,6 +126,14 @@ def condition_of(where: str | None, within: Any, time: Any) -> str:
     parts = [
         bracketed(where),
         "true" if time is None else period_of(time).condition(),
-        "true" if within is None else region_of(within).condition(),
+        "true" if within is None else f"/* within {_said(within)} */ {region_of(within).condition()}",
     ]
     return " AND ".join(part for part in parts if part != "true") or "true"
+
+
+def _said(within: Any) -> str:
+    """A region as errors show it (`hints.shortened`), in a comment: few numbers or a file's name, no coordinates."""
+    numbers = isinstance(within, list | tuple) and all(isinstance(edge, int | float) for edge in within)
+    text = ", ".join(f"{edge:g}" for edge in within) if numbers else str(within) if isinstance(within, str) else ""
+    plain = 0 < len(text) <= 60 and not text.lstrip().startswith("{")
+    return text.replace("*", "").replace("\n", " ") if plain else "the region"

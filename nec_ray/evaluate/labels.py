@@ -135,6 +135,11 @@ def _read(path: str | os.PathLike[str] | None, rows: pa.Table) -> tuple[str, _Re
     data = read_url(where)
     if data[:4] == b"PAR1":
         return where, _from_table(where, _read_parquet(where, data), rows)
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG", b"\xff\xd8\xff")):
+        raise BadLabels(
+            f"{where}: an image; masks are for --task segmentation, "
+            "classification takes a table, GeoJSON or catalog with one label a tile"
+        )
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
         return where, _from_geojson(where, data, rows)
     return where, _from_table(where, _read_csv(where, data), rows)

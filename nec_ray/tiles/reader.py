@@ -18,9 +18,9 @@ class Reader:
     """Such as `.zarr`; in lower case, whatever the case of the names."""
     rows: Callable[..., Iterable[Row]]
     """Catalog rows of a source: of the store and its name there, with which tile ids begin, and as keywords `tile_size`
-    (pixels a side of a window), `bands`, `nodata`, `sensor` and `acquired_at`, which are None where the user does not
-    say. It opens headers only: a catalog of a million tiles must not read their pixels. NotFound, BadSource: it cannot
-    be read."""
+    (pixels a side of a window, always given), and `bands`, `nodata`, `sensor` and `acquired_at`, which are None where
+    the user does not say. It opens headers only: a catalog of a million tiles must not read their pixels. NotFound,
+    BadSource: it cannot be read."""
     opened: Callable[[str, Sequence[str]], AbstractContextManager[Callable[[Row], npt.NDArray[Any]]]]
     """Opens a source whose rows have these bands, once, for a function from a row to pixels (bands, height, width).
     Whatever that raises becomes the row's status `failed` and its reason."""

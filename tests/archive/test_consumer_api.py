@@ -335,14 +335,47 @@ def test_a_codec_is_found_by_its_first_digits_and_a_wrong_one_suggested(made: Ma
 
 def test_what_is_no_string_is_refused_by_one_line(made: Made) -> None:
     archive = open_archive(made.url)
+    circle: dict[str, Any] = {"type": "Feature"}
+    circle["geometry"] = circle
     for wrong, error, says in (
         (lambda: open_archive(None), InputError, "None is no path or URL"),  # type: ignore[arg-type]
         (lambda: load_codec(7), InputError, "7 is no path or URL"),  # type: ignore[arg-type]
         (lambda: archive.codec(None), InputError, "None is no codec's id"),  # type: ignore[arg-type]
         (lambda: archive.pull(where=5), BadQuery, "5 is no SQL condition"),  # type: ignore[arg-type]
+        (lambda: archive.pull(layers="a"), InputError, "layers 'a': give 1 or more"),  # type: ignore[arg-type]
+        (lambda: archive.sql(None), BadQuery, "None is no SQL"),  # type: ignore[arg-type]
+        (lambda: archive.sql("SELECT '\ud800'"), BadQuery, "surrogate"),
+        (lambda: archive.sql("SELECT ?", 5), InputError, "params 5: give a list"),  # type: ignore[arg-type]
+        (lambda: archive.sql("SELECT ?", "abc"), InputError, "params 'abc': give a list"),
+        (lambda: archive.sql("SELECT 1").to_arrow_reader(0), InputError, "batch_rows 0"),
+        (lambda: archive.rows([1]), InputError, r"columns \[1\]"),  # type: ignore[list-item]
+        (lambda: archive.coverage(catalog=5), InputError, "catalog 5: give paths"),  # type: ignore[arg-type]
+        (lambda: archive.within(circle), InputError, "no GeoJSON"),
+        (lambda: open_archive(made.url, version=True), InputError, "version True"),
     ):
         with pytest.raises(error, match=says):
             wrong()
+
+
+def test_a_column_may_be_one_string(ranked: tuple[Archive, list[str], Vectors]) -> None:
+    archive, (tile_id, *_), _ = ranked
+    assert archive.select().rows("status").column_names == ["status"]
+    assert archive.similar(tile_id, 2, columns="status").column_names == ["tile_id", "status", "similarity"]
+
+
+@pytest.mark.parametrize(
+    ("within", "said"),
+    [
+        ((20, 20, 21, 21.5), "within 20, 20, 21, 21.5;"),
+        ('{"type": "Point", "coordinates": [30, 2]}', "within the region;"),
+    ],
+)
+def test_an_empty_place_is_answered_with_what_was_given(made: Made, within: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        open_archive(made.url).within(within).pull()
+    assert "bbox" not in str(caught.value)
+    with pytest.raises(InputError, match=f"label = 'x' AND {said}"):
+        open_archive(made.url).pull("label = 'x'", within=within)
 
 
 def test_a_region_is_read_from_a_file_and_a_wrong_name_suggested(made: Made, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from PIL import Image
 
 from nec_ray.errors import BadLabels, NotFound
 from nec_ray.evaluate.labels import LABEL_ROWS, Labels, hash_split, read_labels
@@ -225,6 +226,14 @@ def test_labels_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path, text
 def test_a_folder_of_masks_is_for_the_other_task(tmp_path: Path) -> None:
     with pytest.raises(BadLabels, match="folder of masks is for --task segmentation"):
         read_labels(tmp_path, ROWS)
+
+
+def test_an_image_is_for_the_other_task_and_none_of_its_bytes_is_shown(tmp_path: Path) -> None:
+    for ending in ("tif", "png", "jpg"):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"mask.{ending}")
+        with pytest.raises(BadLabels, match=r"an image; masks are for --task segmentation") as caught:
+            read_labels(tmp_path / f"mask.{ending}", ROWS)
+        assert str(caught.value).isprintable()
 
 
 def test_no_file(tmp_path: Path) -> None:
