@@ -38,6 +38,7 @@ from nec_ray.evaluate.labels import LabelledTiles
 from nec_ray.models.embed import Embedder
 from nec_ray.storage import Store
 from nec_ray.tiles import Catalog, read_catalog, read_native, resize
+from nec_ray.tiles.reader import numbered
 from nec_ray.tiles.rows import is_stack, is_zarr
 
 _Files = tuple[str, ...]
@@ -187,7 +188,7 @@ def _files(rows: pa.Table) -> list[_Files]:
     return [
         tuple(sorted({asset["href"] for asset in assets}))
         if assets
-        else (source.partition("#")[0] if is_stack(source) else source,)
+        else (numbered(source)[0] if is_stack(source) else source,)
         for source, assets in zip(rows["source"].to_pylist(), _assets(rows), strict=True)
     ]
 

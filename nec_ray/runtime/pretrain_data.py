@@ -19,6 +19,7 @@ from nec_ray.tiles import Catalog
 from nec_ray.tiles.mmearth import EXTRA_COLUMNS, read_modalities
 from nec_ray.tiles.mmearth_reader import BandStatistics, MMEarthFile, open_mmearth
 from nec_ray.tiles.modalities import MODALITIES
+from nec_ray.tiles.reader import numbered
 from nec_ray.tiles.rows import is_hdf5
 
 Values = dict[str, npt.NDArray[Any]]
@@ -49,7 +50,7 @@ def check_modalities(recipe: Recipe, catalog: Catalog) -> int:
     where, rows = recipe.data.catalog, catalog.table
     columns = [name for name in EXTRA_COLUMNS if name not in rows.column_names]
     sources = rows["source"].to_pylist()
-    if columns or not sources or not all(is_hdf5(source.partition("#")[0]) for source in sources):
+    if columns or not sources or not all(is_hdf5(source) for source in sources):
         raise BadSource(f"{where}: no catalog of MMEarth's HDF5 files; build one of them with nec tiles build")
     sides = sorted({*rows["width"].unique().to_pylist(), *rows["height"].unique().to_pylist()})
     if len(sides) > 1 or sides[0] < recipe.data.size:
@@ -86,7 +87,7 @@ def optical_input(recipe: Recipe, catalog: Catalog) -> InputSpec:
 
 def _file_of(catalog: Catalog) -> AbstractContextManager[MMEarthFile]:
     """The file of the first tile."""
-    folder, _, name = catalog.table["source"][0].as_py().partition("#")[0].rpartition("/")
+    folder, _, name = numbered(catalog.table["source"][0].as_py())[0].rpartition("/")
     return open_mmearth(Store(folder or "/"), name)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.transform import Affine
@@ -22,6 +23,7 @@ from nec_ray.storage import Store
 from nec_ray.tiles.mmearth_reader import MMEarthFile, open_mmearth
 from nec_ray.tiles.modalities import MODALITIES, SENTINEL2_BANDS
 from nec_ray.tiles.place import NOWHERE, place_of
+from nec_ray.tiles.reader import numbered
 from nec_ray.tiles.rows import is_hdf5, stack_number
 
 EXTRA_COLUMNS = ("s2_type", "split", "biome", "eco_region")
@@ -118,7 +120,7 @@ def read_modalities(
     with ExitStack() as stack:
         for i, row in enumerate(rows.select(_NEEDED).to_pylist()):
             try:
-                source = row["source"].partition("#")[0]
+                source = numbered(row["source"])[0]
                 if not is_hdf5(source):
                     raise BadSource(f"{source}: no MMEarth file, it has no modalities")
                 if source != opened:  # the one before is closed: files lie in order in a catalog
@@ -161,8 +163,8 @@ def _place(about: dict[str, Any], height: int, width: int, where: str) -> dict[s
         half = _PIXEL_M / 2
         transform = Affine(_PIXEL_M, 0, x - width * half, 0, -_PIXEL_M, y + height * half)
         return place_of(crs, transform, width, height, where)
-    except (KeyError, TypeError, ValueError, CRSError, NecError):
-        return NOWHERE
+    except (KeyError, TypeError, ValueError, OverflowError, CRSError, CPLE_BaseError, NecError):
+        return NOWHERE  # CPLE_BaseError: GDAL's word for a latitude beyond the pole
 
 
 def _date(text: Any) -> datetime | None:

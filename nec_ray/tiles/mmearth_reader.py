@@ -70,9 +70,13 @@ class MMEarthFile:
         return self._s2_type(hdf5.part(self._metadata, number, number + 1, "metadata", self.url)[0])
 
     def _s2_type(self, row: Any) -> str:
+        tile_id = _text(bytes(row["tile_id"]))
         if "S2_type" in row.dtype.names:
-            return _text(bytes(row["S2_type"]))
-        tile_id = _text(bytes(row["tile_id"]))  # a file that the released script merged of two has ids only
+            level = _text(bytes(row["S2_type"]))
+            if level not in S2_TYPES:
+                raise BadSource(f"{self.url}: its metadata says S2_type {level!r} of {tile_id}; l1c or l2a is wanted")
+            return level
+        # a file that the released script merged of two has ids only
         said = self.tile_info.get(tile_id, {}).get("S2_type")
         if said not in S2_TYPES:
             raise BadSource(
@@ -114,27 +118,31 @@ class MMEarthFile:
     def statistics(self, modality: Modality, s2_type: str = "l2a") -> BandStatistics:
         """Mean, standard deviation, least and greatest value of `modality.bands`, from band_stats.json.
 
+        The published ones of aster and canopy_height_eth probably include no-data values (MMEarth-data compares int16
+        with -inf and int8 with 255, which they cannot hold); they are used as given, as the released training does.
+
         Args:
             modality: a continuous one.
             s2_type: l1c or l2a: Sentinel-2's levels have statistics of their own.
 
         Raises:
             InputError: a categorical modality, or another level.
+            BadSource: the file has no such numbers, or impossible ones. A band without values has null or NaN for both
+                mean and deviation, one that does not vary the deviation 0.
         """
         if modality.kind != "continuous" or s2_type not in S2_TYPES:
             raise InputError(f"{modality.name} of {s2_type}: there are statistics of continuous ones, of l1c and l2a")
         key, where = modality.statistics_key(s2_type), self._beside("band_stats")
         found = self._band_stats.get(key)
         try:
-            columns = [
-                np.array([np.nan if value is None else value for value in found[what]], np.float64)  # type: ignore[index]
-                for what in ("mean", "std", "min", "max")
-            ]
-        except (KeyError, TypeError, ValueError):
+            columns = [np.array([_number(value) for value in found[what]]) for what in ("mean", "std", "min", "max")]  # type: ignore[index]
+        except (KeyError, TypeError, OverflowError):
             raise BadSource(f"{where}: has no mean, std, min and max of {key}") from None
         if any(column.shape != (len(modality.file_bands),) for column in columns):
             raise BadSource(f"{where}: {key} has not {len(modality.file_bands)} numbers each, one a band")
-        return BandStatistics(*(column[list(modality.taken)] for column in columns))
+        statistics = BandStatistics(*(column[list(modality.taken)] for column in columns))
+        _check_statistics(statistics, modality, f"{where}: {key}")
+        return statistics
 
     def read(
         self,
@@ -291,6 +299,24 @@ def _check(modality: Modality, found: Any, where: str, *, count: int, size: tupl
     kinds = "iu" if modality.kind == "categorical" else "fiu"
     if found.dtype.kind not in kinds or found.shape != (count, *wanted) or 0 in wanted:
         raise BadSource(said + axes + (f" of {count} samples" if size else ""))
+
+
+def _check_statistics(found: BandStatistics, modality: Modality, where: str) -> None:
+    for band, mean, std, least, most in zip(modality.bands, found.mean, found.std, found.min, found.max, strict=True):
+        said = f"{where} has mean {mean:g} and std {std:g} of {band}"
+        if np.isnan(mean) and np.isnan(std):
+            continue
+        if not (np.isfinite(mean) and np.isfinite(std) and std >= 0):
+            raise BadSource(f"{said}; they must be finite, std not negative, or null both")
+        if std == 0 and least != most:
+            raise BadSource(f"{said}, but values from {least:g} to {most:g}; a band that varies has a std above 0")
+
+
+def _number(value: Any) -> float:
+    """NaN for null."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError
+    return float("nan") if value is None else float(value)
 
 
 def _text(value: bytes) -> str:

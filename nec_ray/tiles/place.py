@@ -59,10 +59,10 @@ def _footprint(crs: CRS, transform: Any, width: int, height: int, where: str) ->
     except CPLE_BaseError:  # GDAL's word for places that the CRS has not, where PROJ does not say infinity
         raise BadSource(f"{where}: parts of it lie outside its CRS; check its georeference") from None
     ring = np.stack([lon, lat], axis=1)
-    if np.ptp(ring[:, 0]) > 180:  # across the antimeridian: longitudes go on beyond 180
-        ring[:, 0] += np.where(ring[:, 0] < 0, 360, 0)
     if not np.isfinite(ring).all():
         raise BadSource(f"{where}: parts of it lie outside its CRS; check its georeference")
+    if np.ptp(ring[:, 0]) > 180:  # across the antimeridian: longitudes go on beyond 180
+        ring[:, 0] += np.where(ring[:, 0] < 0, 360, 0)
     return ring
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from nec_ray.errors import NecError
 from nec_ray.storage import Store
+from nec_ray.tiles.reader import numbered
 from nec_ray.tiles.reader import window as window_in
 from nec_ray.tiles.readers import reader_of
 from nec_ray.tiles.resize import resize
@@ -120,7 +121,7 @@ def _each(rows: pa.Table, wanted: Sequence[str] | None = None) -> Iterator[tuple
     with ExitStack() as stack:
         for row in rows.select(_NEEDED + (_OF_ASSETS if "assets" in rows.column_names else [])).to_pylist():
             try:
-                source = row["source"].partition("#")[0] if is_stack(row["source"]) else row["source"]
+                source = numbered(row["source"])[0] if is_stack(row["source"]) else row["source"]
                 assets = _needed_assets(row, wanted)
                 if read is None or file != (source, row["bands"], assets):
                     stack.close()

@@ -1,5 +1,6 @@
 """What a reader of imagery is to the rest, so that a new one is one file of `nec_ray/tiles/readers/`."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 Row = dict[str, Any]
+_NUMBERED = re.compile(r"(.+)#([0-9]+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,14 @@ class Reader:
 
     def takes(self, source: str) -> bool:
         """Whether a path or URL is, or lies in, a source of this kind."""
-        path = source.partition("#")[0] if self.several else source
+        path = numbered(source)[0] if self.several else source
         return any(f"{end}/" in f"{path.lower()}/" for end in self.ends)
+
+
+def numbered(source: str) -> tuple[str, int]:
+    """A source of several images without `#n` at its end, and that number from 0; any other `#` is part of a name."""
+    found = _NUMBERED.fullmatch(source)
+    return (found[1], int(found[2])) if found else (source, 0)
 
 
 def window(row: Row) -> tuple[range, range]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from nec_ray.storage import Store
 from nec_ray.tiles.modalities import SENTINEL2_BANDS
+from nec_ray.tiles.reader import numbered
 
 _USUAL = ("red", "green", "blue")
 _WINDOW = re.compile(r"(.+)/y(\d{5,})_x(\d{5,})", re.DOTALL | re.ASCII)
@@ -20,7 +21,7 @@ _STAC = (".json", ".geojson", ".parquet", ".geoparquet")
 
 def is_hdf5(source: str) -> bool:
     """Whether a source is, or lies in, an HDF5 file."""
-    return source.partition("#")[0].lower().endswith(_HDF5)
+    return numbered(source)[0].lower().endswith(_HDF5)
 
 
 def is_sample(source: str, bands: Sequence[str]) -> bool:
@@ -36,7 +37,7 @@ def is_geobench(url: str) -> bool:
 
 def is_zarr(source: str) -> bool:
     """Whether a source is, or lies in, a Zarr store: a folder whose name ends with `.zarr`."""
-    return ".zarr/" in source.partition("#")[0] + "/"
+    return ".zarr/" in numbered(source)[0] + "/"
 
 
 def is_stack(source: str) -> bool:
@@ -54,7 +55,7 @@ def is_stac(source: str) -> bool:
 
 def stack_number(source: str) -> int:
     """Of the image among those that the source holds, from 0."""
-    return int(source.partition("#")[2] or 0)
+    return numbered(source)[1]
 
 
 def window_id(prefix: str, y: int, x: int) -> str:

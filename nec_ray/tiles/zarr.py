@@ -17,6 +17,7 @@ from zarr.storage import StorePath
 
 from nec_ray.errors import BadSource, NotFound
 from nec_ray.storage import Store
+from nec_ray.tiles.reader import numbered
 from nec_ray.tiles.zarr_store import read_only
 
 _ROWS = ("y", "lat", "latitude", "northing", "row", "rows", "height")
@@ -149,10 +150,10 @@ def consolidated(store: Store, path: str) -> bool:
 
 def split(source: str) -> tuple[Store, str, int]:
     """The folder that holds a source's Zarr store, the path of the source below it, and the number of the time."""
-    url, _, number = source.partition("#")
+    url, number = numbered(source)
     outer, mark, inner = f"{url}/".partition(".zarr/")
     folder, _, name = outer.rpartition("/")
-    return Store(folder or "/"), f"{name}{mark}{inner}".rstrip("/"), int(number or 0)
+    return Store(folder or "/"), f"{name}{mark}{inner}".rstrip("/"), number
 
 
 @contextmanager

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from PIL import Image
 from rasterio.warp import transform
 
 from nec_ray.errors import BadSource, InputError
@@ -56,6 +59,33 @@ def test_samples_become_tiles_with_place_time_type_and_split(tmp_path: Path) -> 
         expected = file["sentinel2"][[0, 1, 2, 3, 5]][:, [7, 8, 12]]
     assert np.array_equal(batch.pixels, expected)
     assert len(set(SENTINEL2_BANDS)) == 13
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lat": 91}, {"lat": -1e308}, {"lon": 1e308}, {"lat": 10**400}, {"lat": float("nan")}, {"CRS": "EPSG:1"}]
+)
+def test_an_impossible_place_is_no_place(tmp_path: Path, wrong: dict[str, object]) -> None:
+    path = made(tmp_path)
+    where = tmp_path / "data_100k_v001_tile_info.json"
+    info = json.loads(where.read_text())
+    info["t2"] |= wrong
+    where.write_text(json.dumps(info))
+    tiles = build_catalog(path).table
+    assert [box is None for box in tiles["bbox"].to_pylist()] == [False, False, True, False, False, True]
+    assert tiles["s2_type"][2].as_py() == "l1c"
+
+
+def test_a_number_sign_in_a_folder_or_a_name_is_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a.h5#2" / "x#7"
+    folder.mkdir(parents=True)
+    tiles = build_catalog(made(folder)).table
+    batch = read_tiles(tiles, bands=["B8A"], size=SIDE, fill=[0])
+    with h5py.File(folder / "data_100k_v001.h5") as file:
+        assert np.array_equal(batch.pixels[3], file["sentinel2"][3][7:8])
+    Image.new("L", (8, 8), 3).save(folder / "picture#1.png")
+    (row,) = build_catalog(folder).table.filter(pc.field("width") == 8).to_pylist()
+    assert row["source"] == f"{folder}/picture#1.png"
+    assert read_tiles(pa.Table.from_pylist([row]), bands=["grey"], size=8, fill=[0]).status == ["valid"]
 
 
 def test_what_the_file_says_itself_is_not_given(tmp_path: Path) -> None:

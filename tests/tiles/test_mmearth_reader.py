@@ -177,7 +177,8 @@ def made(folder: Path, **changed: Any) -> Path:
         for key in modality.statistics
     }
     stats["sentinel1"]["std"][2] = 0
-    stats["sentinel1"]["mean"][3] = None  # as of a band without values
+    stats["sentinel1"]["min"][2] = stats["sentinel1"]["max"][2]
+    stats["sentinel1"]["mean"][3] = stats["sentinel1"]["std"][3] = None  # as of a band without values
     for kind, document in {
         "tile_info": {f"t{i}": {"biome": i, "eco_region": 100 + i} for i in range(COUNT)},
         "splits": {"train": [0, 1], "val": [2], "test": [3]},
@@ -260,6 +261,50 @@ def test_a_merged_file_whose_levels_stand_in_tile_info_only(tmp_path: Path) -> N
     with open_mmearth(Store(tmp_path), path.name) as file:
         assert file.s2_type(3) == "l2a"
         assert file.s2_types == ["l1c", "l2a"] * 2
+
+
+@pytest.mark.parametrize("said", ["L2A", "", "l2"])
+def test_another_processing_level_is_refused_when_the_catalog_is_built(tmp_path: Path, said: str) -> None:
+    rows = np.array([("t0", "l1c"), ("t1", "l2a"), ("t2", said), ("t3", "l1c")], [("tile_id", "S9"), ("S2_type", "S9")])
+    path = made(tmp_path, metadata={"data": rows})
+    message = rf"^{path}: its metadata says S2_type '{said}' of t2; l1c or l2a is wanted$"
+    with pytest.raises(BadSource, match=message):
+        build_catalog(path)
+    with open_mmearth(Store(tmp_path), path.name) as file:
+        assert file.s2_type(1) == "l2a"
+        with pytest.raises(BadSource, match=message):
+            file.read([2], ["sentinel2"], standardised=True)
+
+
+WRONG_STATISTICS: list[tuple[str, Any, str]] = [
+    ("mean", math.inf, "has mean inf and std"),
+    ("mean", None, "has mean nan and std"),
+    ("mean", math.nan, "has mean nan and std"),
+    ("std", math.inf, "and std inf of slope"),
+    ("std", None, "and std nan of slope"),
+    ("std", -1.5, "and std -1.5 of slope"),
+    ("std", 0, "and std 0 of slope, but values from"),
+    ("mean", "1.5", ": has no mean, std, min and max of aster"),
+    ("max", "1.5", ": has no mean, std, min and max of aster"),
+    ("min", True, ": has no mean, std, min and max of aster"),
+    ("std", 10**400, ": has no mean, std, min and max of aster"),
+]
+
+
+@pytest.mark.parametrize(("what", "value", "message"), WRONG_STATISTICS)
+def test_statistics_that_cannot_be_are_refused(tmp_path: Path, what: str, value: Any, message: str) -> None:
+    made(tmp_path)
+    where = tmp_path / "data_100k_v001_band_stats.json"
+    stats = json.loads(where.read_text())
+    stats["aster"]["min"][1], stats["aster"]["max"][1] = 0, 9
+    stats["aster"][what][1] = value
+    where.write_text(json.dumps(stats))
+    with open_mmearth(Store(tmp_path), "data_100k_v001.h5") as file:
+        assert np.isfinite(file.statistics(MODALITIES["era5"]).std).all()
+        with pytest.raises(BadSource, match=message) as refused:
+            file.read([0], ["aster"], standardised=True)
+    assert str(refused.value).startswith(f"{where}: ")
+    assert "aster" in str(refused.value)
 
 
 def test_on_an_object_store(s3_server: Server, tmp_path: Path) -> None:

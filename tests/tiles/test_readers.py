@@ -54,7 +54,8 @@ def test_a_reader_in_one_file_is_used(
         ("s3://b/c.ZARR/group/array#3", True),
         ("a.zarr.zip", False),
         ("a/zarr/b.tif", False),
-        ("a#b.zarr", False),
+        ("a#b.zarr/array#3", True),
+        ("a.zarr#b", False),
     ],
 )
 def test_a_source_is_known_by_how_its_name_ends(source: str, found: bool) -> None:
