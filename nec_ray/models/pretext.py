@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from nec_ray.errors import InputError
 from nec_ray.models.mae import patchify
+from nec_ray.tiles.modalities import MODALITIES
 
 Weighting = Literal["uncertainty", "equal"]
 Targets = Literal["s2", "pixel", "image", "all"]
@@ -52,31 +53,22 @@ class Output:
 
 BANDS: dict[Inputs, tuple[str, ...]] = {
     "rgb": ("B2", "B3", "B4"),  # in the released weights' order
-    "s2": ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8A", "B8", "B9", "B11", "B12"),
+    "s2": MODALITIES["sentinel2"].bands,
 }
 """Bands of the inputs, in MMEarth's order (B8A before B8)."""
 
-_OTHERS = (
-    Output("sentinel1", "pixel", "continuous", 8),
-    Output("aster", "pixel", "continuous", 2),
-    Output("era5", "image", "continuous", 12),
-    Output("dynamic_world", "pixel", "categorical", 1, 9),
-    Output("canopy_height_eth", "pixel", "continuous", 2),
-    Output("lat", "image", "continuous", 2),
-    Output("lon", "image", "continuous", 2),
-    Output("biome", "image", "categorical", 1, 14),
-    Output("eco_region", "image", "categorical", 1, 846),
-    Output("month", "image", "continuous", 2),
-    Output("esa_worldcover", "pixel", "categorical", 1, 11),
-)
-"""In the order in which the released code lists them, which its log variances follow."""
-
 
 def mmearth_outputs(targets: Targets, inputs: Inputs = "s2") -> tuple[Output, ...]:
-    """The tasks of the paper's Tables 3 and 4: the optical image, always, and pixel or image modalities or both."""
-    optical = Output("sentinel2", "pixel", "continuous", len(BANDS[inputs]), patch_normalised=True)
+    """The tasks of the paper's Tables 3 and 4: the optical image, always, and pixel or image modalities or both.
+
+    They stand in the order of `MODALITIES`, which the released log variances follow.
+    """
+    optical, *others = MODALITIES.values()
     wanted = {"s2": (), "pixel": ("pixel",), "image": ("image",), "all": ("pixel", "image")}[targets]
-    return optical, *(output for output in _OTHERS if output.level in wanted)
+    return (
+        Output(optical.name, optical.level, optical.kind, len(BANDS[inputs]), patch_normalised=True),
+        *(Output(one.name, one.level, one.kind, len(one.bands), one.classes) for one in others if one.level in wanted),
+    )
 
 
 def task_loss(output: Output, predicted: Tensor, target: Tensor, masked: Tensor, patch: int) -> tuple[Tensor, Tensor]:

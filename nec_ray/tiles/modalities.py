@@ -62,6 +62,14 @@ class Modality:
         """Of a network's output: one a class, or one a band."""
         return self.classes or len(self.bands)
 
+    @property
+    def gap(self) -> np.generic:
+        """The first of `missing` that the file's numbers can hold."""
+        kind = np.dtype(self.dtype)
+        least, most = (-np.inf, np.inf) if kind.kind == "f" else (np.iinfo(kind).min, np.iinfo(kind).max)
+        held: np.generic = next(kind.type(one) for one in self.missing if np.isnan(one) or least <= one <= most)
+        return held
+
     def file_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Of one sample in a file whose images have this size."""
         first = self.classes if self.one_hot else len(self.file_bands)

@@ -182,6 +182,12 @@ def test_tables_3_and_4_of_the_paper() -> None:
         "image": {"sentinel2"} | image,
         "all": {"sentinel2"} | pixel | image,
     }
+    assert [o.name for o in mmearth_outputs("all")] == [
+        "sentinel2", "sentinel1", "aster", "era5", "dynamic_world", "canopy_height_eth", "lat", "lon", "biome",
+        "eco_region", "month", "esa_worldcover",
+    ]  # fmt: skip
+    classes = {o.name: (o.channels, o.classes) for o in mmearth_outputs("all") if o.kind == "categorical"}
+    assert classes == {"dynamic_world": (1, 9), "biome": (1, 14), "eco_region": (1, 846), "esa_worldcover": (1, 11)}
     width = {o.name: o.width for o in mmearth_outputs("all")}
     assert width == {
         "sentinel2": 12, "sentinel1": 8, "aster": 2, "canopy_height_eth": 2, "dynamic_world": 9, "esa_worldcover": 11,

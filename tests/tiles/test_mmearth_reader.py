@@ -94,6 +94,17 @@ def test_every_convention_of_every_data_set(name: str, data: st.DataObject) -> N
     np.testing.assert_array_equal(got, expected(name, raw))
 
 
+def test_what_stands_for_a_missing_value_is_read_as_missing() -> None:
+    gaps = {name: modality.gap for name, modality in {**MODALITIES, **QUALITY}.items()}
+    published = {"sentinel2": 0, "aster": -32768, "canopy_height_eth": 127, "dynamic_world": 0, "sentinel2_scl": 255}
+    assert {name: gaps[name].item() for name in published} == published
+    for name, gap in gaps.items():
+        dtype, shape = LAYOUT[name]
+        assert gap.dtype == np.dtype(dtype)
+        got = decode({**MODALITIES, **QUALITY}[name], np.full(shape, gap))
+        assert np.isnan(got).all() if got.dtype == np.float32 else (got == -1).all()
+
+
 def test_values_that_wider_files_can_hold_are_missing_too() -> None:
     canopy = decode(MODALITIES["canopy_height_eth"], np.array([[[255, 254]], [[127, 3]]], np.int16))
     np.testing.assert_array_equal(canopy, [[[np.nan, 254]], [[np.nan, 3]]])

@@ -22,9 +22,10 @@ from nec_ray.tiles.invented.landscape import (
     fractal,
 )
 from nec_ray.tiles.invented.world import Place
-from nec_ray.tiles.modalities import BIOMES, SENTINEL2_BANDS
+from nec_ray.tiles.modalities import BIOMES, MODALITIES, QUALITY, SENTINEL2_BANDS
 
 Raw = npt.NDArray[np.generic]
+_MISSING = {name: one.gap for name, one in {**MODALITIES, **QUALITY}.items()}
 
 # Reflectance of pure surfaces, in the file's order of bands.
 _LEAVES = (0.02, 0.025, 0.06, 0.03, 0.09, 0.28, 0.35, 0.40, 0.38, 0.41, 0.010, 0.18, 0.08)
@@ -60,9 +61,18 @@ _LOOKS = 4.4  # of a ground-range product: how strong its speckle is
 _POLAR = 66  # degrees from which Sentinel-1 sends horizontally
 _FACING = 10  # decibels a unit of slope towards the radar
 
-_DYNAMIC_WORLD = (2, 6, 3, 5, 7, 8, 9, 1, 4, 2, 6)
-"""File value of each class of WorldCover."""
-_WORLD_COVER = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
+_COVER_VALUES = np.array(MODALITIES["esa_worldcover"].class_values, np.uint8)
+_DYNAMIC_VALUES = np.array(
+    [
+        dict(zip(MODALITIES["dynamic_world"].class_names, MODALITIES["dynamic_world"].class_values, strict=True))[name]
+        for name in (
+            *("trees", "shrub and scrub", "grass", "crops", "built", "bare", "snow and ice", "water"),
+            *("flooded vegetation", "trees", "shrub and scrub"),
+        )
+    ],
+    np.uint8,
+)
+"""Of Dynamic World, for each class of WorldCover."""
 _DISAGREEMENT = 1.9
 """Where a random map is higher than this, Dynamic World errs: 3 of 100 pixels."""
 _KELVIN = 273.15
@@ -137,11 +147,13 @@ def sentinel2(rng: np.random.Generator, place: Place, land: Landscape, day: Day)
         seen[i] = coarse[:side, :side]
     image = np.clip(np.rint(1e4 * seen), 1, 20_000).astype(np.uint16)
     gone = _beyond(rng, side) if rng.random() < _S2_GAP else np.zeros((side, side), bool)
-    image[:, gone] = 0
+    image[:, gone] = _MISSING["sentinel2"]
 
     mask = np.where(cloud > 0.6, 1024, 0).astype(np.uint16)
     if day.s2_type == "l1c":
-        probability, classes = np.full((side, side), 65535, np.uint16), np.full((side, side), 255, np.uint8)
+        probability, classes = (
+            np.full((side, side), _MISSING[name]) for name in ("sentinel2_cloudprod", "sentinel2_scl")
+        )
     else:
         image[SENTINEL2_BANDS.index("B10")] = 0
         probability = np.rint(100 * cloud).astype(np.uint16)
@@ -158,7 +170,7 @@ def sentinel2(rng: np.random.Generator, place: Place, land: Landscape, day: Day)
 def sentinel1(rng: np.random.Generator, place: Place, land: Landscape) -> tuple[Raw, dict[str, list[str] | None]]:
     """Backscatter (8, rows, columns), decibels, and the bands of each orbit."""
     side = len(land.height)
-    image = np.full((8, side, side), -np.inf, np.float32)
+    image = np.full((8, side, side), _MISSING["sentinel1"])
     bands: dict[str, list[str] | None] = {"sentinel1_asc": None, "sentinel1_desc": None}
     soil = np.isin(land.cover, (GRASS, CROPS, BARE, MOSS, SHRUBS))
     own = np.array(_VV)[land.cover] + 1.3 * soil * np.clip(land.moisture, -2, 2)
@@ -174,7 +186,7 @@ def sentinel1(rng: np.random.Generator, place: Place, land: Landscape) -> tuple[
             speckle = 10 * np.log10(rng.gamma(_LOOKS, 1 / _LOOKS, (side, side)))
             image[first + i] = strength + towards + speckle
             if gone is not None:
-                image[first + i, gone] = -np.inf
+                image[first + i, gone] = _MISSING["sentinel1"]
         bands[f"sentinel1_{orbit}"] = ["HH", "HV"] if polar else ["VV", "VH"]
     return image, bands
 
@@ -182,36 +194,39 @@ def sentinel1(rng: np.random.Generator, place: Place, land: Landscape) -> tuple[
 def terrain(rng: np.random.Generator, land: Landscape) -> Raw:
     """Elevation (metres) and slope (degrees)."""
     if rng.random() < _ASTER_MISSING:
-        return np.full((2, *land.height.shape), -32768, np.int16)
+        return np.full((2, *land.height.shape), _MISSING["aster"])
     return np.rint(np.stack([land.height, land.slope])).astype(np.int16)
 
 
 def canopy(rng: np.random.Generator, land: Landscape) -> Raw:
-    """Height of the vegetation and its standard deviation, metres; 127 is what int8 makes of 255."""
+    """Height of the vegetation and its standard deviation, metres."""
     if rng.random() < _CANOPY_MISSING:
-        return np.full((2, *land.height.shape), 127, np.int8)
+        return np.full((2, *land.height.shape), _MISSING["canopy_height_eth"])
     spread = 1.5 + 0.15 * land.canopy + 0.4 * np.abs(rng.normal(size=land.canopy.shape))
     height = np.clip(land.canopy + 0.3 * spread * rng.normal(size=land.canopy.shape), 0, 60)
     both = np.rint(np.stack([np.where(land.canopy > 0, height, 0), spread])).astype(np.int8)
-    both[:, land.cover == WATER] = 127
+    both[:, land.cover == WATER] = _MISSING["canopy_height_eth"]
     return both
 
 
 def land_cover(rng: np.random.Generator, land: Landscape) -> tuple[Raw, Raw]:
     """Dynamic World and WorldCover, (1, rows, columns) each; they are of one land and mostly agree."""
     side = len(land.height)
-    world_cover = np.array(_WORLD_COVER, np.uint8)[land.cover][None]
+    world_cover = _COVER_VALUES[land.cover][None]
     wrong = fractal(rng, side, 2) > _DISAGREEMENT
     shifted = np.roll(land.cover, side // 3 + 1, axis=(0, 1))
-    dynamic_world = np.array(_DYNAMIC_WORLD, np.uint8)[np.where(wrong, shifted, land.cover)][None]
+    dynamic_world = _DYNAMIC_VALUES[np.where(wrong, shifted, land.cover)][None]
     dynamic_missing, cover_missing = rng.random(2) < (_DW_MISSING, _COVER_MISSING)
-    return dynamic_world * np.uint8(not dynamic_missing), world_cover * np.uint8(not cover_missing)
+    return (
+        np.full_like(dynamic_world, _MISSING["dynamic_world"]) if dynamic_missing else dynamic_world,
+        np.full_like(world_cover, _MISSING["esa_worldcover"]) if cover_missing else world_cover,
+    )
 
 
 def climate(rng: np.random.Generator, place: Place, land: Landscape, month: int) -> list[list[float]]:
     """Previous month, month and year before: mean, least and greatest temperature (K), and precipitation (m)."""
     if rng.random() < _ERA5_MISSING:
-        return [[np.nan] * 4] * 3
+        return [[_MISSING["era5"].item()] * 4] * 3
     warmer = place.temperature + place.at_height(np.array(land.height.mean())) + rng.normal(0, 1, 12) + _KELVIN
     rain = place.rain * rng.lognormal(0, 0.2, 12) / 1000
     months = [[warmer[m], warmer[m] - 6, warmer[m] + 7, rain[m]] for m in range(12)]
