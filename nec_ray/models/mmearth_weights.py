@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from nec_ray.errors import BadCheckpoint, InputError
 from nec_ray.models.convnext import STAGES, ConvNextConfig, ConvNextEncoder
 from nec_ray.models.mp_mae import MpMae, MpMaeConfig
-from nec_ray.models.pretext import Inputs, Targets, Weighting
+from nec_ray.models.pretext import BANDS, Inputs, Targets, Weighting
 from nec_ray.models.stages import StageDecoder, StageEncoder
 
 _ENCODER = "encoder."
@@ -280,29 +281,39 @@ def _check(
     ):
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            raise BadCheckpoint(f"{where}: {what} {', '.join(names[:_NAMED])}{more}; {_hint(theirs, config)}")
+            raise BadCheckpoint(f"{where}: {what} {', '.join(names[:_NAMED])}{more}; {_hint(theirs, config, where)}")
     for name, tensor in wanted.items():
         if given[name].shape != tensor.shape:
             raise BadCheckpoint(
                 f"{where}: {name} is {tuple(given[name].shape)}, the model's is {tuple(tensor.shape)}; "
-                f"{_hint(theirs, config)}"
+                f"{_hint(theirs, config, where)}"
             )
         if not torch.isfinite(given[name]).all():
             raise BadCheckpoint(f"{where}: {name} is not finite; download it again")
 
 
-def _hint(theirs: Mapping[str, Tensor], config: ConvNextConfig) -> str:
-    """What the checkpoint is, beside what it was wanted for."""
+def _hint(theirs: Mapping[str, Tensor], config: ConvNextConfig, where: str) -> str:
+    """What the checkpoint is, beside what it was wanted for, and the settings that its folder names."""
     if any("stem_orig" in name for name in theirs):
         return "it has ConvNeXt V2's own stem, as MMEarth's ImageNet baseline does; that is not read"
     first = theirs.get(f"{_ENCODER}initial_conv.0.kernel")
     stem = theirs.get(f"{_ENCODER}stem.0.kernel")
     if first is None or stem is None or first.ndim != 3 or stem.ndim != 2:
         return "give one of MMEarth's pretraining checkpoints"
+    try:
+        named = parse_folder(PurePath(where).parent.name)
+    except InputError:
+        settings = ""
+    else:
+        settings = (
+            f"; its folder names model.size {named.size}, model.patch {named.patch}, data.size {named.pixels}, "
+            f"inputs {named.inputs} ({len(BANDS[named.inputs])} bands), targets {named.targets}, "
+            f"weighting {named.weighting}"
+        )
     modalities = sorted({name.split(".")[1] for name in theirs if name.startswith("pred_dict.")})
     return (
         f"the checkpoint has {first.shape[2]} channels first, on {first.shape[1]} bands in patches of "
         f"{8 * math.isqrt(stem.shape[0])}, and predicts {len(modalities)} modalities "
         f"({'with' if _LOG_VARS in theirs else 'without'} log variances), the model has {config.dim} on {config.bands} "
-        f"in patches of {config.patch}"
+        f"in patches of {config.patch}{settings}"
     )

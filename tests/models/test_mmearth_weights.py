@@ -346,6 +346,21 @@ def test_an_encoder_of_another_size_is_refused_and_nothing_is_set() -> None:
         assert torch.equal(tensor, before[name])
 
 
+def test_the_settings_that_a_published_folder_names_are_said() -> None:
+    encoder = ConvNextEncoder(
+        ConvNextConfig(size=32, patch=16, bands=3, dim=8, depth_1=1, depth_2=1, depth_3=2, depth_4=1)
+    )
+    folder = "s3://bucket/pt-pix_mod_tiny_1M_128_unweighted_112-16"
+    with pytest.raises(BadCheckpoint) as refused:
+        import_encoder(encoder, random_of(SMALL_SHAPES), f"{folder}/checkpoint-199.pth")
+    assert str(refused.value).endswith(
+        "; its folder names model.size tiny, model.patch 16, data.size 112, inputs s2 (12 bands), targets pixel, "
+        "weighting equal"
+    )
+    with pytest.raises(BadCheckpoint, match=r"in patches of 16$"):
+        import_encoder(encoder, random_of(SMALL_SHAPES), "s3://bucket/mine/checkpoint-199.pth")
+
+
 @pytest.mark.parametrize(
     "name",
     [
