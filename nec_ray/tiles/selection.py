@@ -98,6 +98,11 @@ class Scenes:
         rows = np.flatnonzero((self.product == product) & (self.year == year) & (self.cloud < MOST_CLOUD))
         return self._where(rows, lambda ring: covers(ring, box))
 
+    def has(self, box: Box, year: int, product: str) -> bool:
+        """Whether there is any scene of a year and product with data in some of a tile, whatever its clouds."""
+        rows = np.flatnonzero((self.product == product) & (self.year == year))
+        return any(touches(self.rings[row], box) for row in rows)
+
     def nearest_sentinel1(self, box: Box, time: datetime) -> tuple[int | None, int | None]:
         """The ascending and the descending scene nearest in time that have data in all of a tile.
 
@@ -138,10 +143,12 @@ def read_scenes(url: str | os.PathLike[str]) -> Scenes:
 def choose_scenes(tiles: pa.Table, scenes: Scenes, *, seed: int = 0) -> pa.Table:
     """What each tile gets: one Sentinel-2 scene, and what belongs to its date.
 
-    A random year of 2017 to 2020; in it a random level, L1C where there is no L2A; a random scene of those that
-    `Scenes.sentinel2` gives; the nearest Sentinel-1 scene of both orbits; all of Dynamic World of the year, for
-    `yearly_mode`. The choices depend on the seed, the tile's id and the scenes, not on the order of rows. Every tile is
-    held against every scene: give a region at a time where both are many.
+    A random year of 2017 to 2020; in it a random level; a random scene of those that `Scenes.sentinel2` gives; the
+    nearest Sentinel-1 scene of both orbits; all of Dynamic World of the year, for `yearly_mode`. L1C stands in for L2A
+    "if no L2A data existed" (supplement, A.1): where no scene of that level and year touches the tile, cloudy or not.
+    Clouds and swaths are looked at afterwards, as there, and may leave a tile of L2A without a scene. The choices
+    depend on the seed, the tile's id and the scenes, not on the order of rows. Every tile is held against every scene:
+    give a region at a time where both are many.
 
     Args:
         tiles: columns `tile_id` and `bbox` of a tile catalog.
@@ -161,10 +168,9 @@ def choose_scenes(tiles: pa.Table, scenes: Scenes, *, seed: int = 0) -> pa.Table
             continue
         box = Box(**bounds)
         product = (_L1C, _L2A)[draw(2, seed, tile_id, "level")]
-        found = scenes.sentinel2(box, year, product)
-        if not len(found) and product == _L2A:
+        if product == _L2A and not scenes.has(box, year, product):
             product = _L1C
-            found = scenes.sentinel2(box, year, product)
+        found = scenes.sentinel2(box, year, product)
         if not len(found):
             row["reason"] = f"no {product} scene of {year} below {MOST_CLOUD:g} % cloud has data in all of the tile"
             continue

@@ -185,6 +185,21 @@ def test_the_choice_of_a_tile() -> None:
     assert choose_scenes(tiles(*names), scenes, seed=4).to_pylist() != chosen
 
 
+@pytest.mark.parametrize("unfit", [{"cloud_percent": 80.0}, {"footprint": HALF}])
+def test_l1c_stands_in_only_where_no_l2a_exists(unfit: dict[str, Any]) -> None:
+    """Clouds and swaths are looked at after the level is chosen (supplement, A.1)."""
+    rows = [scene(f"l1c {year}", "sentinel2_l1c", f"{year}-05-01") for year in range(2017, 2021)]
+    rows += [scene(f"l2a {year}", "sentinel2_l2a", f"{year}-05-01", **unfit) for year in (2019, 2020)]
+    rows += [scene("l2a elsewhere", "sentinel2_l2a", "2018-05-01", footprint=ASIDE)]
+    chosen = choose_scenes(tiles(*(f"t{i}" for i in range(200))), catalog(rows)).to_pylist()
+    late = [row for row in chosen if row["year"] > 2018]
+    without = [row for row in late if row["reason"]]
+    assert all("no sentinel2_l2a scene of 20" in row["reason"] and row["s2_type"] is None for row in without)
+    assert 0.35 < len(without) / len(late) < 0.65  # the half that drew L2A
+    assert {row["s2_type"] for row in late if row not in without} == {"l1c"}
+    assert all(row["sentinel2"] == f"l1c {row['year']}" for row in chosen if row["year"] < 2019)
+
+
 def test_a_tile_without_scenes_says_why() -> None:
     scenes = catalog([scene(f"{year}", "sentinel2_l2a", f"{year}-05-01") for year in range(2017, 2021)])
     chosen = choose_scenes(tiles(*(f"t{i}" for i in range(60))), scenes).to_pylist()
