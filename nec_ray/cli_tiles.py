@@ -49,12 +49,20 @@ def tiles_balance(
     out: Annotated[str, typer.Option(help="Catalog of the chosen tiles, a Parquet file: a path or URL.")],
     seed: Seed = 0,
     area: Annotated[
-        str | None, typer.Option(help="Area of a tile, SQL over the catalog's columns; where not given, of its bounds.")
+        str | None,
+        typer.Option(
+            help="Area that one tile stands for, SQL over the catalog's columns, in any unit; where not given, that of "
+            "its bounds. It is summed over the tiles of an ecoregion to A_e."
+        ),
     ] = None,
     biomes: Annotated[int, typer.Option(help="Biomes among which the tiles are divided.", min=1)] = 14,
     as_json: Json = False,
 ) -> None:
-    """Choose tiles at random so that all biomes weigh the same, and ecoregions as their area (MMEarth, Eq. 2)."""
+    """Choose tiles at random so that all biomes weigh the same, and ecoregions as their area (MMEarth, Eq. 2).
+
+    The area A_e of an ecoregion is that of the catalog's tiles in it, A_B that of its biome's. Where the catalog does
+    not cover the land, the quotas are therefore not the paper's, which took the ecoregions' own areas.
+    """
     from nec_ray.tiles import read_catalog, write_catalog
     from nec_ray.tiles.balance import AREA, balanced_sample
 
