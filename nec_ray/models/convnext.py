@@ -217,7 +217,8 @@ class Block(nn.Module):
             over_batch: whether GRN's norm is over the whole batch's visible places.
         """
         if places is not None:
-            return x + self._of_places(self.dwconv(x), places, over_batch=over_batch)
+            y = self._of_places(self.dwconv(x), places, over_batch=over_batch)
+            return x + drop_path(y, self.drop_path, self.training)
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
         y = functional.gelu(self.pwconv1(y))
         if visible is not None:

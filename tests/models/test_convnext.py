@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nec_ray.errors import InputError
-from nec_ray.models.convnext import SIZES, ConvNextConfig, ConvNextEncoder, Reach, visible_map
+from nec_ray.models.convnext import SIZES, Block, ConvNextConfig, ConvNextEncoder, Reach, visible_map
 
 DEPTHS = {"depth_1": 1, "depth_2": 1, "depth_3": 2, "depth_4": 1}
 
@@ -227,3 +227,26 @@ def test_leaving_masked_places_out_changes_neither_features_nor_gradients(patch:
         found.append([*features, pixels.grad, *(weight.grad for weight in encoder.parameters())])
     for whole, visible_only in zip(*found, strict=True):
         torch.testing.assert_close(visible_only, whole)
+
+
+def test_whole_samples_are_skipped_alike_with_masked_places_left_out() -> None:
+    """By the same random numbers; over many samples the rate is that which was asked for."""
+    torch.manual_seed(0)
+    block = Block(4).double().train()
+    for weight in block.parameters():
+        weight.data = 0.3 * torch.randn_like(weight)
+    block.drop_path = 0.25
+    places = torch.rand(600, 9).argsort(1)[:, :5]
+    visible = torch.zeros(600, 9, dtype=torch.float64).scatter_(1, places, 1).reshape(600, 1, 3, 3)
+    x = torch.randn(600, 4, 3, 3, dtype=torch.float64) * visible
+    found = []
+    for given in (None, places):
+        torch.manual_seed(1)
+        found.append(block(x, visible, given))
+    torch.testing.assert_close(found[1], found[0])
+    skipped = (found[1] == x).flatten(1).all(1)
+    assert 0.2 < skipped.double().mean() < 0.3
+    block.eval()
+    torch.testing.assert_close(block(x, visible, places), block(x, visible))
+    kept = x + (block(x, visible, places) - x) / 0.75  # what stays is scaled up by the share that stays
+    torch.testing.assert_close(found[1][~skipped], kept[~skipped])
