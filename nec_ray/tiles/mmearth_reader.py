@@ -23,6 +23,7 @@ from nec_ray.tiles.modalities import MODALITIES, QUALITY, S2_TYPES, Modality
 Values = npt.NDArray[Any]
 _KNOWN = {**MODALITIES, **QUALITY}
 _MOST_TEXT = 1024  # bytes of a row of the metadata, 110 in the published files
+_ROUNDING = 1e-6  # of its greatest value: what running sums may lose of a band that hardly varies
 _LAST_CODE = 65535  # of no class, whatever the modality
 
 
@@ -308,7 +309,7 @@ def _check_statistics(found: BandStatistics, modality: Modality, where: str) -> 
             continue
         if not (np.isfinite(mean) and np.isfinite(std) and std >= 0):
             raise BadSource(f"{said}; they must be finite, std not negative, or null both")
-        if std == 0 and least != most:
+        if std == 0 and most - least > _ROUNDING * max(abs(least), abs(most)):
             raise BadSource(f"{said}, but values from {least:g} to {most:g}; a band that varies has a std above 0")
 
 
