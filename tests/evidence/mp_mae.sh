@@ -32,3 +32,4 @@ nec encode chip.parquet chip.archive --codec stages/codec
 nec head chip.archive --labels "${chip}_LabelHand.tif" --classes "$here/water.json" --task segmentation --out chip-head
 nec predict chip.archive --head chip-head --out chip-water.tif
 nec evaluate "$here/mp_mae.toml" --out mp-mae-report
+python "$here/chip_picture.py" "${chip}_S2Hand.tif" "${chip}_LabelHand.tif" chip-water.tif chip.png
