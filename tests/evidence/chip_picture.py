@@ -20,8 +20,8 @@ with rasterio.open(predicted) as source:
 water = ListedColormap(["#e8e8e8", "#0072b2"])
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
 axes[0].imshow(colours)
-axes[1].imshow(np.ma.masked_where(truth < 0, truth), cmap=water, vmin=0, vmax=1)
-axes[2].imshow(np.ma.masked_where(found > 1, found), cmap=water, vmin=0, vmax=1)
+axes[1].imshow(np.where(truth < 0, np.nan, truth), cmap=water, vmin=0, vmax=1)
+axes[2].imshow(np.where(found > 1, np.nan, found), cmap=water, vmin=0, vmax=1)
 for axis, title in zip(axes, ("Sentinel-2", "water, as labelled", "water, of 2.7 KB a tile"), strict=True):
     axis.set_title(title)
     axis.axis("off")
