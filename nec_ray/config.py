@@ -10,9 +10,12 @@ from nec_ray.errors import BadRecipe, NotFound
 
 
 class Section(BaseModel):
-    """A part of a configuration file: unknown keys are refused, docstrings become the schema's descriptions."""
+    """A part of a configuration file: unknown keys are refused, docstrings become the schema's descriptions.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    Numbers are finite.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Section)

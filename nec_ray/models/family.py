@@ -134,6 +134,9 @@ class Family:
     """ValueError: a key of the recipe's model is none of this family's, or impossible."""
     weights: "Callable[[Any, Any], dict[str, Tensor]]" = own_names
     """Tensors of a pretrained encoder and decoder, which a run keeps, by the names that `begin` reads from `init`."""
+    widths: Callable[[Choice], Sequence[int]] | None = None
+    """Channels of each grid scale of a recipe's model that `check` passed, coarse first, so that `model.layers` that do
+    not make them up are refused before anything is built; where not given, they are refused when the model is made."""
 
 
 class FamilyEncoder(Protocol):

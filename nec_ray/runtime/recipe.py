@@ -1,23 +1,36 @@
 """Recipes: what to train, as TOML; closed, so that a misspelt key is an error and not a default."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nec_ray.config import Section, check, override, read_toml, schema
 from nec_ray.errors import BadRecipe
 
 
-class DataSection(Section):
+class _Numbers(Section):
+    """A section of numbers and names, none of which is true or false."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any) -> Any:
+        """The value of a key; pydantic would take true for 1."""
+        if any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value])):
+            raise ValueError("true and false are no values of this key")
+        return value
+
+
+class DataSection(_Numbers):
     """What is trained on."""
 
-    catalog: str
+    catalog: str = Field(min_length=1)
     """Tile catalog: a path or URL."""
     title: str | None = Field(default=None, min_length=1)
     """What the data is called in the codec's lineage; the catalog's title or address where not given."""
-    bands: list[str] | None = Field(default=None, min_length=1)
+    bands: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, min_length=1)
     """Bands by name; all of the catalog's where not given, or those of `model.inputs` where mp_mae is pretrained."""
     size: int = Field(ge=8, le=1024)
     """Pixels a side that every tile is resized to; mp_mae's pretraining takes a random window of that size instead."""
@@ -34,11 +47,19 @@ class DataSection(Section):
     max_tiles: int = Field(default=100_000, ge=8)
     """Tiles read, once; an even sample of a larger catalog. Each worker keeps its share in a temporary file."""
 
+    @field_validator("bands")
+    @classmethod
+    def _each_once(cls, bands: list[str] | None) -> list[str] | None:
+        twice = [name for name in bands or [] if (bands or []).count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is there twice; give each band once")
+        return bands
+
 
 _MP_MAE_MASK = 0.6
 
 
-class ModelSection(Section):
+class ModelSection(_Numbers):
     """Which masked autoencoder."""
 
     family: str = "mae_vit"
@@ -53,13 +74,13 @@ class ModelSection(Section):
     patch, each earlier stage four times as many of half the channels. A layer of a payload is of one stage."""
     depth: int | None = Field(default=None, ge=2, le=48)
     """mae_vit: encoder blocks; those of the size where not given."""
-    init: str | None = None
+    init: str | None = Field(default=None, min_length=1)
     """Weights to begin from: a .pth or .safetensors file, path or URL, of a published MAE or ViT (mp_mae: of MMEarth)
     or of an earlier run's OUT/weights.safetensors; random weights where not given."""
     layers: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1, max_length=64)
     """Channels of each layer of a payload, trained so that every prefix of the layers is an embedding; one layer, or
     one a stage, where not given."""
-    step: float | None = Field(default=None, gt=0, le=100)
+    step: float | None = Field(default=None, ge=1e-3, le=100)
     """Round the latent's coordinates along its principal axes (transform coding), in steps of as many standard
     deviations of its channels; the decoder and consumers see the latent's own channels. Where not given, the channels
     themselves are rounded to integers, as in the paper, whose encoder is trained to that."""
@@ -77,7 +98,7 @@ class ModelSection(Section):
     """Type in which the codec keeps its weights; the encoder computes in float32."""
 
 
-class TrainSection(Section):
+class TrainSection(_Numbers):
     """How it is trained: MAE pretraining, then adaptation with the entropy model."""
 
     pretrain_epochs: int = Field(default=100, ge=0)
@@ -105,7 +126,7 @@ class TrainSection(Section):
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of each phase's steps over which the learning rate rises."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     workers: int = Field(default=1, ge=1, le=1024)
     """Ray Train workers."""
     checkpoint_every: int = Field(default=10, ge=1)
@@ -147,6 +168,8 @@ class Recipe(Section):
         if model.size not in of.sizes:
             raise ValueError(f"model.size {model.size} is none of {model.family}: {', '.join(of.sizes)}")
         of.check(model)
+        if model.layers and of.widths:
+            _check_layers(model.layers, of.widths(model))
         if model.entropy not in entropies():
             raise ValueError(f"model.entropy {model.entropy} is none of {', '.join(entropies())}")
         if model.family == "mp_mae" and not self.train.pretrain_epochs and not model.init:
@@ -186,6 +209,22 @@ class Recipe(Section):
         if mean and self.data.normalise != "tiles":
             raise ValueError(f"data.normalise {self.data.normalise} or data.mean and data.std, not both")
         return self
+
+
+def _check_layers(layers: Sequence[int], widths: Sequence[int]) -> None:
+    """Refuse layers that `nec.NeuralEmbeddingCompressor` cannot be made of.
+
+    Args:
+        layers: channels of each.
+        widths: channels of each grid scale of the latent.
+
+    Raises:
+        ValueError: they are not the latent's channels, or one has channels of two scales.
+    """
+    if sum(layers) != sum(widths):
+        raise ValueError(f"model.layers {layers} are {sum(layers)} channels, the model has {sum(widths)}")
+    if not set(accumulate(widths)) <= set(accumulate(layers)):
+        raise ValueError(f"model.layers {layers}: one would hold channels of two stages, which have {list(widths)}")
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

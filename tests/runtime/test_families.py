@@ -82,6 +82,8 @@ def test_a_family_in_one_file_goes_from_training_to_a_head(tmp_path: Path, monke
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
     with pytest.raises(ValueError, match=r"model\.size tiny is none of toy_family: little, less"):
         recipe(size="tiny")
+    with pytest.raises(ValueError, match=r"model\.layers \[2, 5\] are 7 channels, the model has 8"):
+        recipe(layers=[2, 5])
 
     rows = build_catalog(builtin_scene(), tile_size=64, licence="public domain")
     write_catalog(rows, tmp_path / "catalog.parquet")

@@ -45,6 +45,21 @@ def test_overrides_win_over_the_file_and_defaults_fill_the_rest(recipe: Path) ->
         ("codecs.layers=1", "codecs: no such key in this recipe"),
         ("data.mean=[1, 2]", "data.mean and data.std go together, a number a band each"),
         ("data.std=[0]", "data.std"),
+        ("data.mean=[nan]", r"data.mean.0: Input should be a finite number"),
+        ("data.std=[inf]", r"data.std.0: Input should be a finite number"),
+        ("data.mean=[true]", r"data.mean: true and false are no values"),
+        ('data.bands=["red", "nir", "red"]', "data.bands: red is there twice"),
+        ('data.bands=["red", ""]', r"data.bands.1: .* at least 1 character"),
+        ("data.catalog=", "data.catalog: .* at least 1 character"),
+        ("model.init=", "model.init: .* at least 1 character"),
+        ("model.layers=[10, 10]", r"model.layers \[10, 10\] are 20 channels, the model has 192"),
+        ("model.layers=[true, 191]", "model.layers: true and false are no values"),
+        ("model.step=1e-30", "model.step"),
+        ("train.seed=-1", "train.seed: Input should be greater than or equal to 0"),
+        ("train.seed=9223372036854775808", "train.seed: Input should be less than 9223372036854775808"),
+        ("train.weight_decay=inf", "train.weight_decay: Input should be a finite number"),
+        ("train.lr=true", "train.lr: true and false are no values of this key"),
+        ("train.batch_size=true", "train.batch_size: true and false are no values of this key"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_that_names_the_key(recipe: Path, override: str, message: str) -> None:
@@ -117,6 +132,9 @@ def test_packaged_recipes_are_valid(name: str) -> None:
         (["model.stages=[3, 4]"], "model.stages"),
         (["model.stages=[4, 4]"], "each once, coarse first"),
         (["model.stages=[5]"], "model.stages"),
+        (["model.layers=[160, 320]"], "model.layers [160, 320] are 480 channels, the model has 320"),
+        (["model.stages=[3]", "model.layers=[320]"], "the model has 160"),
+        (["model.stages=[4, 3]", "model.layers=[160, 320]"], "one would hold channels of two stages"),
         (["model.stages=[4, 3]", "model.step=1"], "model.step is for one grid scale"),
         (["model.family=mae_vit"], "model.size atto is none of mae_vit"),
         (["model.family=mae_vit", "model.size=tiny", "model.stages=[4]"], "model.stages is for model.family mp_mae"),
@@ -128,6 +146,7 @@ def test_what_mp_mae_cannot_be_is_refused(tmp_path: Path, overrides: list[str], 
     path.write_text(MINIMAL + model + "[train]\npretrain_epochs = 0\n")
     assert read_recipe(path, ["model.stages=[3]"]).model.stages == [3]
     assert read_recipe(path, ["model.stages=[4, 2]"]).model.stages == [4, 2]
+    assert read_recipe(path, ["model.stages=[4, 2]", "model.layers=[300, 20, 80]"]).model.layers == [300, 20, 80]
     with pytest.raises(BadRecipe, match=re.escape(message)) as caught:
         read_recipe(path, overrides)
     assert "\n" not in str(caught.value)

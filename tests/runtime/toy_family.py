@@ -81,8 +81,11 @@ class Decoder(nn.Module):
         return (self.last(self.first(latent).relu()) - target).square().mean()
 
 
+_DIMS = {"little": 8, "less": 4}
+
+
 def _begin(choice: Choice, size: int, bands: int, seed: int) -> Begun:
-    config = Config(size, choice.patch, bands, {"little": 8, "less": 4}[choice.size])
+    config = Config(size, choice.patch, bands, _DIMS[choice.size])
     torch.manual_seed(seed)
     model = NeuralEmbeddingCompressor(Encoder(config), Decoder(config), choice.layers, entropy=choice.entropy)
     if not choice.init:
@@ -98,4 +101,5 @@ FAMILY = Family(
     encoder=Encoder,
     first_layer=lambda config: nn.Linear(config.dim, 24),
     begin=_begin,
+    widths=lambda choice: [_DIMS[choice.size]],
 )

@@ -39,4 +39,5 @@ FAMILY = Family(
     begin=_begin,
     check=_check,
     weights=published_tensors,
+    widths=lambda choice: [SIZES[choice.size]["dim"]],
 )

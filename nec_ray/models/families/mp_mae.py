@@ -35,6 +35,10 @@ def _check(choice: Choice) -> None:
         raise ValueError("model.step is for one grid scale; leave it out, or give one of model.stages")
 
 
+def _widths(choice: Choice) -> list[int]:
+    return [SIZES[choice.size]["dim"] << (stage - 1) for stage in choice.stages or [STAGES]]
+
+
 FAMILY = Family(
     noun="stages of MP-MAE",
     sizes=tuple(SIZES),
@@ -43,4 +47,5 @@ FAMILY = Family(
     first_layer=FirstStageLayer,
     begin=_begin,
     check=_check,
+    widths=_widths,
 )
