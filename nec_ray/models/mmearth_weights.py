@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-import torch
 from torch import Tensor, nn
 
 from nec_ray.errors import BadCheckpoint, InputError
 from nec_ray.models.convnext import STAGES, ConvNextConfig, ConvNextEncoder
 from nec_ray.models.mp_mae import MpMae, MpMaeConfig
 from nec_ray.models.pretext import BANDS, Inputs, Targets, Weighting
+from nec_ray.models.published import check_numbers
 from nec_ray.models.stages import StageDecoder, StageEncoder
 
 _ENCODER = "encoder."
@@ -288,8 +288,7 @@ def _check(
                 f"{where}: {name} is {tuple(given[name].shape)}, the model's is {tuple(tensor.shape)}; "
                 f"{_hint(theirs, config, where)}"
             )
-        if not torch.isfinite(given[name]).all():
-            raise BadCheckpoint(f"{where}: {name} is not finite; download it again")
+        check_numbers(name, given[name], where)
 
 
 def _hint(theirs: Mapping[str, Tensor], config: ConvNextConfig, where: str) -> str:

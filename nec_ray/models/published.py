@@ -27,6 +27,9 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 _PREFIXES = ("module.", "_orig_mod.", "encoder.", "backbone.")
 _HEADS = ("head.", "fc_norm.", "head_dist.", "norm_head.")
 """Of classifiers, which an encoder of tokens does not have."""
+_ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+_DECODER = ("decoder_embed.", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
+"""What only a checkpoint with a decoder has; encoders of other methods have a mask token, too."""
 _DECODER_NAMES = {
     "mask_token": "mask_token",
     "first.decoder_pos_embed": "decoder_pos_embed",
@@ -37,6 +40,8 @@ _DECODER_NAMES = {
 }
 """Theirs by ours; the further blocks are numbered one lower here."""
 _NAMED = 4
+_NESTED = 8
+"""Wrappers around a state dict, at most."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ def read_checkpoint(url: str) -> dict[str, Tensor]:
 
     Raises:
         NotFound: nothing is there.
-        BadCheckpoint: no such file, one that needs more than tensors and plain containers to be read, or one
-            without tensors.
+        BadCheckpoint: no such file, one that needs more than tensors and plain containers to be read, one without
+            tensors, or one that contains itself.
     """
     where = normalise_url(url)
     folder, _, name = where.rpartition("/")
@@ -104,13 +109,16 @@ def import_weights(
         where: the checkpoint, for messages.
 
     Raises:
-        BadCheckpoint: a tensor is missing, unknown, or of another shape.
+        BadCheckpoint: a tensor is missing, unknown, of another shape, or of no finite floating point numbers.
     """
     theirs = _without_prefix(tensors)
+    decoding = _decoder_tensors(theirs)
+    with_decoder = decoder is not None and any(name.startswith(_DECODER) for name in theirs)
+    for name, tensor in theirs.items():
+        if name.startswith(_ENCODER) or (with_decoder and name in decoding.values()):
+            check_numbers(name, tensor, where)
     ours, resized_from = _encoder_tensors(theirs, encoder.config, where)
     used = set(ours)
-    decoding = _decoder_tensors(theirs)
-    with_decoder = decoder is not None and "decoder_embed.weight" in theirs
     ignored = sorted(name for name in theirs if name.startswith(_HEADS))
     if not with_decoder:
         ignored += sorted(decoding.values())
@@ -155,9 +163,9 @@ def resize_positions(positions: Tensor, side: int, where: str) -> Tensor:
     """Position embeddings (1, 1 + side * side, dim) of those of another square grid, with or without a class token.
 
     Raises:
-        BadCheckpoint: their number is no square, nor a square and one.
+        BadCheckpoint: their number is no square, nor a square and one, or they are several grids or none.
     """
-    count = positions.shape[1] if positions.ndim == 3 else 0
+    count = positions.shape[1] if positions.ndim == 3 and positions.shape[0] == 1 and positions.shape[2] else 0
     for extra in (1, 0):
         before = math.isqrt(max(0, count - extra))
         if before and before**2 == count - extra:
@@ -171,13 +179,31 @@ def resize_positions(positions: Tensor, side: int, where: str) -> Tensor:
     return torch.cat([first.float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
+def check_numbers(name: str, tensor: Tensor, where: str) -> None:
+    """Refuse a tensor that cannot be weights.
+
+    Raises:
+        BadCheckpoint: its numbers are integers or complex, not finite in float32, or not laid out one by one.
+    """
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        kind = f"{tensor.layout}, {tensor.dtype}".replace("torch.", "")
+        raise BadCheckpoint(f"{where}: {name} holds no weights ({kind}); give a dense tensor of floats")
+    if not torch.isfinite(tensor.float()).all():
+        raise BadCheckpoint(f"{where}: {name} is not finite; download it again")
+
+
 def _state_dict(found: Any, where: str) -> dict[str, Tensor]:
-    while isinstance(found, dict):
-        inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), None)
+    for _ in range(_NESTED):  # a pickle can contain itself
+        inner = None
+        if isinstance(found, dict):
+            inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), None)
         if inner is None:
             break
         found = inner
-    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
+    else:
+        raise BadCheckpoint(f"{where}: its state dict is in more than {_NESTED - 1} others; give the state dict alone")
+    plain = found.items() if isinstance(found, dict) else ()
+    tensors = {name: tensor for name, tensor in plain if isinstance(name, str) and isinstance(tensor, Tensor)}
     if not tensors:
         raise BadCheckpoint(f"{where}: no tensors in it; give a state dict")
     return tensors
@@ -194,8 +220,7 @@ def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _encoder_tensors(
     theirs: Mapping[str, Tensor], config: MaeConfig, where: str
 ) -> tuple[dict[str, Tensor], int | None]:
-    parts = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
-    ours = {name: tensor for name, tensor in theirs.items() if name.startswith(parts)}
+    ours = {name: tensor for name, tensor in theirs.items() if name.startswith(_ENCODER)}
     resized_from = None
     if "pos_embed" in ours:
         before = ours["pos_embed"]
@@ -215,7 +240,7 @@ def _decoder_tensors(theirs: Mapping[str, Tensor]) -> dict[str, str]:
                 break
         else:
             number, _, rest = name.removeprefix("decoder_blocks.").partition(".")
-            if name.startswith("decoder_blocks.") and number.isdigit():
+            if name.startswith("decoder_blocks.") and number.isdecimal() and len(number) < 4:
                 found[f"blocks.{int(number) - 1}.{rest}"] = name
     return found
 

@@ -237,6 +237,30 @@ def test_another_image_size_takes_interpolated_positions() -> None:
             r"cls_token is \(1, 1, 50\), the model's is \(1, 1, 48\)",
         ),
         (lambda t: t.update({"pos_embed": torch.ones(1, 13, 48)}), "no square grid"),
+        (lambda t: t.update({"pos_embed": torch.ones(2, 17, 48)}), r"\(2, 17, 48\) are of no square grid"),
+        (lambda t: t.update({"pos_embed": torch.ones(1, 26, 0)}), "no square grid"),
+        (lambda t: t.pop("decoder_embed.weight"), "it lacks first.decoder_embed.weight"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if n.startswith(("decoder_embed.", "decoder_norm.", "decoder_pred."))],
+            "it lacks first.decoder_embed.bias, first.decoder_embed.weight, norm.bias, norm.weight and 2 more",
+        ),
+        (lambda t: t["blocks.1.mlp.fc1.bias"].fill_(torch.nan), "blocks.1.mlp.fc1.bias is not finite"),
+        (lambda t: t["decoder_pred.bias"].fill_(torch.inf), "decoder_pred.bias is not finite"),
+        (lambda t: t["pos_embed"].fill_(torch.nan), "pos_embed is not finite"),
+        (
+            lambda t: t.update({"norm.bias": torch.full((48,), 1e300, dtype=torch.float64)}),
+            "norm.bias is not finite",
+        ),
+        (
+            lambda t: t.update({"blocks.0.norm1.weight": torch.ones(48, dtype=torch.int64)}),
+            r"blocks.0.norm1.weight holds no weights \(strided, int64\)",
+        ),
+        (
+            lambda t: t.update({"pos_embed": torch.ones(1, 17, 48, dtype=torch.complex64)}),
+            r"pos_embed holds no weights \(strided, complex64\)",
+        ),
+        (lambda t: t.update({"norm.bias": torch.ones(48).to_sparse()}), r"norm.bias holds no weights \(sparse_coo,"),
+        (lambda t: t.update({"decoder_blocks.².norm1.bias": torch.ones(32)}), "a MAE ViT has not: decoder_blocks.²"),
         (
             lambda t: [t.pop(n) for n in list(t) if n.startswith("blocks.2.")],
             "the checkpoint has 2 blocks of 48 channels",
@@ -254,6 +278,33 @@ def test_what_does_not_fit_is_named_and_nothing_is_set(change: Any, says: str) -
     assert "\n" not in str(caught.value)
     after = dict([*encoder.state_dict().items(), *decoder.state_dict().items()])
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_half_precision_and_a_mask_token_of_an_encoder_are_taken(tmp_path: Path) -> None:
+    """DINOv2's and BEiT's encoders have a mask token and no decoder."""
+    tensors = {n: t.half() for n, t in random_of(SMALL_NAMES).items() if not n.startswith("decoder_")}
+    encoder, decoder = whole(SMALL)
+    found = import_weights(encoder, decoder, tensors, "x")
+    assert (found.decoder, found.ignored) == (False, ["mask_token"])
+    assert torch.equal(encoder.norm.bias, tensors["norm.bias"].float())
+
+
+def test_a_checkpoint_that_contains_itself_or_is_nested_deep_is_refused(tmp_path: Path) -> None:
+    itself: dict[str, Any] = {}
+    itself["model"] = itself
+    turn: dict[str, Any] = {"state_dict": {"module": {}}}
+    turn["state_dict"]["module"]["model"] = turn
+    deep: dict[Any, Any] = {"cls_token": torch.ones(1, 1, 48), 3: torch.ones(1)}
+    for _ in range(3):
+        deep = {"model": deep}
+    torch.save(deep, tmp_path / "deep.pth")
+    assert set(read_checkpoint(str(tmp_path / "deep.pth"))) == {"cls_token"}
+    for _ in range(30):
+        deep = {"model": deep}
+    for number, found in enumerate((itself, turn, deep)):
+        torch.save(found, tmp_path / f"{number}.pth")
+        with pytest.raises(BadCheckpoint, match=rf"{number}\.pth: its state dict is in more than 7 others"):
+            read_checkpoint(str(tmp_path / f"{number}.pth"))
 
 
 class _Evil:
