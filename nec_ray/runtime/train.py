@@ -75,12 +75,40 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, restart: bool = False,
         check_modalities(recipe, catalog)
     check_bands(band_sets(catalog.table), bands_of(recipe, catalog), recipe.data.catalog)
     with alone(store):
+        # Before the folder is this recipe's, and before what is in it is thrown away: a mistyped path costs nothing.
+        begun = WEIGHTS if recipe.pretrains_mp_mae else _last(recipe)  # what needs the given weights no more
+        line = _look_at_init(recipe, catalog) if restart or not store.exists(begun) else None
         claim(recipe, catalog, store, restart=restart)
+        if line:
+            say(line)
         return _train(recipe, catalog, store, say)
 
 
+def _last(recipe: Recipe) -> str:
+    """What is written last; a run that has it is finished."""
+    return f"{CODEC}/codec.json" if recipe.train.adapt_epochs else WEIGHTS
+
+
+def _look_at_init(recipe: Recipe, catalog: Catalog) -> str | None:
+    """What of the weights that a recipe gives is used; None where it gives none.
+
+    Raises:
+        NotFound: they are not there.
+        BadCheckpoint: they do not fit the recipe's model.
+    """
+    from nec_ray.runtime.pretrain_loop import initial_pretraining
+    from nec_ray.runtime.train_loop import initial_model
+
+    if not recipe.model.init:
+        return None
+    recipe = _begun_from(recipe, normalise_url(recipe.model.init))
+    if recipe.pretrains_mp_mae:
+        return initial_pretraining(recipe)[1]
+    return initial_model(recipe, len(bands_of(recipe, catalog)))[2]
+
+
 def _train(recipe: Recipe, catalog: Catalog, store: Store, say: Say) -> str:
-    last = f"{CODEC}/codec.json" if recipe.train.adapt_epochs else WEIGHTS
+    last = _last(recipe)
     result = f"{store.url}/{CODEC if recipe.train.adapt_epochs else WEIGHTS}"
     if store.exists(last):
         say(f"trained already: {result}")
@@ -102,12 +130,9 @@ def _train(recipe: Recipe, catalog: Catalog, store: Store, say: Say) -> str:
 
 def _pretrain(recipe: Recipe, catalog: Catalog, store: Store, say: Say, stack: ExitStack) -> Recipe:
     """Pretrain MP-MAE, unless that is done; gives the recipe with its weights to begin from."""
-    from nec_ray.runtime.pretrain_loop import initial_pretraining, pretrain_loop
+    from nec_ray.runtime.pretrain_loop import pretrain_loop
 
     if not store.exists(WEIGHTS):
-        line = initial_pretraining(recipe)[1]
-        if recipe.model.init:
-            say(line)
         stack.enter_context(connect())
         facts = {"statistics": statistics_of(recipe, catalog), "bands": bands_of(recipe, catalog)}
         read = partial(modality_shares, recipe, catalog)
@@ -121,10 +146,10 @@ def _begun_from(recipe: Recipe, weights: str) -> Recipe:
 
 def _adapt(recipe: Recipe, catalog: Catalog, store: Store, say: Say, stack: ExitStack) -> None:
     """Adapt, after a vision transformer's pretraining where the recipe has it."""
-    from nec_ray.runtime.train_loop import train_loop
+    from nec_ray.runtime.train_loop import initial_model, train_loop
 
-    if recipe.model.init:
-        _check_init(recipe, len(bands_of(recipe, catalog)), say)
+    if recipe.pretrains_mp_mae:  # whose own weights are new here; given ones were looked at first of all
+        say(initial_model(recipe, len(bands_of(recipe, catalog)))[2])
     spec = _input(recipe, catalog, store)
     stack.enter_context(connect())
     facts = {
@@ -151,13 +176,6 @@ def _input(recipe: Recipe, catalog: Catalog, store: Store) -> InputSpec:
         spec = optical_input(recipe, catalog) if recipe.pretrains_mp_mae else input_of(recipe, catalog)
         store.replace(INPUT, spec.model_dump_json().encode())
         return spec
-
-
-def _check_init(recipe: Recipe, bands: int, say: Say) -> None:
-    """Refuse weights that do not fit before Ray starts; say what of them is used."""
-    from nec_ray.runtime.train_loop import initial_model
-
-    say(initial_model(recipe, bands)[2])
 
 
 def _fit(
@@ -275,7 +293,7 @@ class _Follow:
         rows = read_metrics(self._url)
         for number, row in enumerate(rows[self._said :], self._said + 1):
             if number % self._every == 0 or number == self._epochs:
-                added = f", {float(row['bits']):.3f} bits per element" if row["phase"] == "adapt" else ""
+                added = f", {float(row['bits']):.3f} bits per element (noise proxy)" if row["phase"] == "adapt" else ""
                 if row.get("loss"):
                     added = f" of Sentinel-2, {float(row['loss']):.4f} of all tasks, weighted"
                 self._say(

@@ -111,6 +111,7 @@ class _Worker:
         self._how = recipe.train
         self._augment = recipe.data.augment
         self._step = recipe.model.step
+        self._pretrains = recipe.train.pretrain_epochs > 0 and not recipe.pretrains_mp_mae
         self._pixels = pixels
         self._device = device
         self._rank = rank
@@ -154,7 +155,12 @@ class _Worker:
             yield latents
 
     def begin_phase(self, *, adapting: bool, decoder_is_new: bool) -> None:
-        """Free what this phase trains, and begin its optimiser."""
+        """Free what this phase trains, and begin its optimiser.
+
+        Args:
+            adapting: whether this is the adaptation.
+            decoder_is_new: whether the run began with a new decoder; after a pretraining in the same run it is none.
+        """
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
@@ -162,7 +168,8 @@ class _Worker:
         from nec_ray.models.optimise import choose_attention, parameter_groups
 
         choose_attention(self._model, self._model.encoder.tokens, self._device)
-        set_trainable(self._model, self._how.trainable if adapting else "all", decoder_is_new=decoder_is_new)
+        new = decoder_is_new and not (adapting and self._pretrains)
+        set_trainable(self._model, self._how.trainable if adapting else "all", decoder_is_new=new)
         if not adapting:
             self._model.bottleneck.requires_grad_(False)
         self._wrapped = DistributedDataParallel(self._model) if self._world > 1 else self._model

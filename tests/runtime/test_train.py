@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from nec_ray.codec import load_codec
-from nec_ray.errors import BadRecipe, BadSource, CodecMismatch, InputError, NotFound
+from nec_ray.errors import BadCheckpoint, BadRecipe, BadSource, CodecMismatch, InputError, NotFound
 from nec_ray.models.embed import Embedder
+from nec_ray.models.published import published_tensors
 from nec_ray.runtime.recipe import Recipe
 from nec_ray.runtime.train import read_metrics, train
 from nec_ray.runtime.train_files import alone
+from nec_ray.runtime.train_loop import _Worker, initial_model
 from nec_ray.storage import Store
 from nec_ray.tiles import build_catalog, builtin_scene, read_tiles, write_catalog
 from tests.s3 import Server
@@ -250,6 +254,50 @@ def test_what_cannot_be_trained_is_refused_before_ray_starts(catalog: Path, tmp_
     with pytest.raises(InputError, match="not empty and no training run"):
         train(wanted, tmp_path / "c", restart=True)
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
+
+
+def test_weights_that_are_not_there_leave_the_folder_as_it_was(
+    catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The corrected command is no run of another recipe, and --restart throws nothing away for a mistyped path."""
+
+    def begun_from(name: str) -> Recipe:
+        given = recipe(catalog)
+        return given.model_copy(update={"model": given.model.model_copy(update={"init": str(tmp_path / name)})})
+
+    out = tmp_path / "run"
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(NotFound):
+        train(begun_from("nope.pth"), out)
+    with pytest.raises(BadCheckpoint):
+        train(begun_from("bad.pth"), out)
+    monkeypatch.setattr("nec_ray.runtime.train._train", lambda *_: "trained")
+    model = initial_model(recipe(catalog), 3)[0]
+    save_file(published_tensors(model.encoder, model.decoder), tmp_path / "good.safetensors")
+    lines: list[str] = []
+    assert train(begun_from("good.safetensors"), out, progress=lines.append) == "trained"
+    assert lines == [f"weights of {tmp_path / 'good.safetensors'}: encoder and decoder"]
+    (out / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(NotFound):
+        train(begun_from("nope.pth"), out, restart=True)
+    assert (out / "metrics.csv").exists()
+    with pytest.raises(BadRecipe, match=r"another recipe \(model.init\)"):
+        train(recipe(catalog), out)
+
+
+@pytest.mark.parametrize(("pretrain_epochs", "trained"), [(0, True), (2, False)])
+def test_a_decoder_that_was_pretrained_is_no_longer_new(catalog: Path, pretrain_epochs: int, trained: bool) -> None:
+    """The paper's adaptation leaves the decoder's further blocks as they are, unless they are random still."""
+    given = recipe(catalog, pretrain_epochs=pretrain_epochs)
+    how = given.train.model_copy(update={"trainable": "paper"})
+    given = given.model_copy(update={"train": how})
+    model = initial_model(given, 3)[0]
+    worker = _Worker(model, given, np.zeros((4, 3, 32, 32), np.float32), torch.device("cpu"), 0, 1)
+    worker.begin_phase(adapting=False, decoder_is_new=True)
+    assert all(parameter.requires_grad for parameter in model.decoder.blocks.parameters())
+    worker.begin_phase(adapting=True, decoder_is_new=True)
+    assert {parameter.requires_grad for parameter in model.decoder.blocks.parameters()} == {trained}
+    assert model.decoder.first.decoder_embed.weight.requires_grad
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(catalog: Path, tmp_path: Path) -> None:
