@@ -13,6 +13,7 @@ Tokens = Any
 """A tensor (tiles, tokens, channels); for a head that reads several grid scales, a tuple of one such tensor a scale."""
 
 _CHANNELS_PER_HEAD = 64  # 768 channels have 12 heads in the paper
+_RELEASED = {512: 16}  # with the decoder layer, in the paper's code: as many as the decoder's blocks have
 _STD_FLOOR = 0.05  # of the root mean square over channels: a nearly dead channel must not be blown up into noise
 
 
@@ -132,5 +133,7 @@ class ClassificationHead(TokenHead):
 
 
 def default_heads(channels: int) -> int:
-    """The most attention heads that divide the channels and leave each at least 64 of them."""
+    """The most attention heads that divide the channels and leave each at least 64 of them; of 512, the paper's 16."""
+    if channels in _RELEASED:
+        return _RELEASED[channels]
     return max(h for h in range(1, max(1, channels // _CHANNELS_PER_HEAD) + 1) if channels % h == 0)

@@ -122,7 +122,7 @@ class TrainSection(_Numbers):
     lr: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of pretraining."""
     adapt_lr: float = Field(default=5e-4, gt=0, le=1)
-    """Peak learning rate of adaptation."""
+    """Peak learning rate of adaptation; of the entropy model's densities, which start far too wide, 10 times that."""
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of each phase's steps over which the learning rate rises."""

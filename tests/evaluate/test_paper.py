@@ -36,6 +36,7 @@ def test_the_packaged_evaluation_is_the_paper_s(name: str, size: int, task: str)
         assert f"{rate}:{beta}" in script
         settings = [f"train.beta={beta}", "model.init=weights.safetensors", "data.catalog=tiles.parquet"]
         recipe = read_recipe(PAPER / f"{name}-recipe.toml", settings)
+        assert recipe.data.augment == ["crop", "flip"]  # RandomResizedCrop(0.2-1) and a flip; no turns
         assert (recipe.data.size, recipe.data.bands, recipe.train.beta) == (size, ["red", "green", "blue"], beta)
 
 

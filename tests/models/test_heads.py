@@ -55,8 +55,8 @@ def test_pooling_equals_timms(channels: int, heads: int) -> None:
 
 
 def test_default_heads_divide_and_follow_the_paper() -> None:
-    assert [default_heads(c) for c in (768, 128, 192, 100, 24)] == [12, 2, 3, 1, 1]
-    assert all(c % default_heads(c) == 0 for c in range(1, 500))
+    assert [default_heads(c) for c in (768, 512, 128, 192, 100, 24)] == [12, 16, 2, 3, 1, 1]
+    assert all(c % default_heads(c) == 0 for c in range(1, 600))
 
 
 def test_scale_is_that_of_the_tokens_and_keeps_dead_channels_small() -> None:
