@@ -32,7 +32,11 @@ def test_losses_fall_on_real_tiles(trained: Trained) -> None:
 
 
 def test_tables_cost_what_the_model_says(trained: Trained) -> None:
-    """On symbols drawn from the model itself, integer tables cost within 0.5% of its likelihoods."""
+    """On symbols drawn from the model itself, integer tables cost within 0.3% of its likelihoods.
+
+    Payloads of so many tokens that what each has besides symbols, some 16 bytes, is 0.05% of it.
+    """
+    tiles, tokens = 3, 10_000
     rng = np.random.default_rng(0)
     tables = trained.codec.tables
     live = np.flatnonzero(~tables.dead)
@@ -40,14 +44,15 @@ def test_tables_cost_what_the_model_says(trained: Trained) -> None:
     values = torch.from_numpy((tables.median[:, None, None] + support).astype(np.float32))
     with torch.no_grad():
         likelihood = trained.model.bottleneck._likelihood(values)[0][:, 0].double().numpy()
-    symbols = np.zeros((50, 40, tables.channels), np.int32)
+    symbols = np.zeros((tiles, tokens, tables.channels), np.int32)
     for channel in live:
         pmf = likelihood[channel] / likelihood[channel].sum()
-        symbols[:, :, channel] = rng.choice(support, (50, 40), p=pmf)
+        symbols[:, :, channel] = rng.choice(support, (tiles, tokens), p=pmf)
     expected = model_bits(trained.model.bottleneck, symbols, tables.median)  # a dead channel's zeros cost nearly 0
-    coder = PayloadCoder(tables, [LayerSpec(channels=tables.channels, tokens=40)])
+    coder = PayloadCoder(tables, [LayerSpec(channels=tables.channels, tokens=tokens)])
     size = 8 * int(coder.compress(symbols).length.sum())
-    assert expected <= size <= expected * 1.005 + 8 * 16 * len(symbols)
+    assert expected <= size <= expected * 1.003
+    assert 8 * 16 * tiles < 0.001 * expected
 
 
 def test_symbols_are_compressais(trained: Trained) -> None:
