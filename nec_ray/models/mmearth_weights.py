@@ -96,7 +96,7 @@ def import_pretraining(model: MpMae, tensors: Mapping[str, Tensor], where: str) 
         where: the checkpoint, for messages.
 
     Raises:
-        BadCheckpoint: a tensor is missing, unknown, or of another shape.
+        BadCheckpoint: a tensor is missing, unknown, of another shape, or of no finite floats.
     """
     ours = _renamed(tensors, _our_name, where)
     _check(model, ours, tensors, where, model.config.encoder)
@@ -115,7 +115,7 @@ def import_encoder(encoder: ConvNextEncoder, tensors: Mapping[str, Tensor], wher
         The tensors that an encoder has no use for: decoders, heads, log variances, a classifier and its norm.
 
     Raises:
-        BadCheckpoint: a tensor is missing, unknown, or of another shape.
+        BadCheckpoint: a tensor is missing, unknown, of another shape, or of no finite floats.
     """
     if any(name.startswith(_ENCODER) for name in tensors):
         theirs = {name.removeprefix(_ENCODER): tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
