@@ -17,7 +17,7 @@ def main() -> int:
     """Parse, re-encode, tell."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("policy", type=Path)
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--workers", type=_at_least_one, help="tasks at a time; one a core where not given")
     parser.add_argument("--dry-run", action="store_true")
     asked = parser.parse_args()
 
@@ -27,6 +27,13 @@ def main() -> int:
         return account.to_dict()
 
     return run_job(work)
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 if __name__ == "__main__":

@@ -319,6 +319,7 @@ def reencode(
     from nec_ray.runtime.policy import one_rule, read_policy
     from nec_ray.runtime.reencode import dry_run as look
     from nec_ray.runtime.reencode import reencode as run
+    from nec_ray.storage import normalise_url
 
     rule = {"codec": codec, "layers": layers, "where": where, "tiles": from_tiles, "max_distortion": max_distortion}
     if (codec is not None) + (layers is not None) + (policy is not None) != 1:
@@ -326,7 +327,11 @@ def reencode(
     if policy is not None:
         if any(value is not None for value in rule.values()):
             raise InputError(f"{policy}: the policy's rules say this; leave --where and the like out")
-        asked = read_policy(policy).model_copy(update={"archive": archive})
+        asked = read_policy(policy)
+        if normalise_url(archive) != normalise_url(asked.archive):
+            raise InputError(
+                f"{policy}: it is for {asked.archive}, not for {archive}; name that archive, or write another policy"
+            )
     else:
         asked = one_rule(archive, **rule)
     if dry_run:

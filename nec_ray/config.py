@@ -2,9 +2,9 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nec_ray.errors import BadRecipe, NotFound
 
@@ -12,10 +12,20 @@ from nec_ray.errors import BadRecipe, NotFound
 class Section(BaseModel):
     """A part of a configuration file: unknown keys are refused, docstrings become the schema's descriptions.
 
-    Numbers are finite.
+    Numbers are finite. Values are taken as they are, so that the code accepts what the JSON Schema does: "2" and true are no integers.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; write something, or leave the key out if it may be left out")
+    return text
+
+
+Text = Annotated[str, Field(json_schema_extra={"pattern": r"\S"}), AfterValidator(_not_blank)]
+"""A string that says something: a blank address is the current folder, a blank condition every tile."""
 
 
 Model = TypeVar("Model", bound=Section)
@@ -61,9 +71,9 @@ def override(document: dict[str, Any], text: str) -> None:
     for part in path:
         inside = _inside(inside, part, text)
     if isinstance(inside, list):
-        inside[_place(inside, last, text)] = _value(value)
+        inside[_place(inside, last, text)] = toml_value(value)
     else:
-        inside[last] = _value(value)
+        inside[last] = toml_value(value)
 
 
 def _inside(outer: Any, part: str, text: str) -> Any:
@@ -79,7 +89,8 @@ def _place(outer: list[Any], part: str, text: str) -> int:
     return int(part)
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """What stands behind `key=`: a TOML value; a bare word is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

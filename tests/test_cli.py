@@ -155,6 +155,10 @@ def mistakes(made: Made, folder: Path) -> dict[str, tuple[list[str | Path], str]
             ["encode", folder / "ok.parquet", folder / "a", "--codec", folder / "rgb", "--where", "nope = 1"],
             "nope",
         ),
+        "blank condition": (
+            ["encode", folder / "ok.parquet", folder / "a", "--codec", folder / "rgb", "--where", ""],
+            "where: is blank",
+        ),
         "mistyped catalog": (["train", good, "--out", folder / "run"], "nothing is there"),
         "unknown ending": (["pull", made.url, "--out", folder / "x.csv"], ".npz"),
         "no such recipe": (["train", folder / "none.toml"], "no recipe there"),
@@ -283,6 +287,17 @@ def test_reencode_looks_and_then_does(tmp_path: Path) -> None:
     assert "nothing to do" in nec_here(*command).stdout
 
 
+def test_reencode_takes_a_policy_for_its_own_archive_alone(made: Made, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'archive = "{made.url}"\n[[rules]]\nname = "all"\nlayers = 1\n')
+    command = ["--policy", str(policy), "--dry-run", "--json"]
+    assert json.loads(nec_here("reencode", f"file://{made.url}", *command).stdout)["todo"] > 0
+    done = nec_here("reencode", tmp_path / "other", *command)
+    assert done.returncode == 1
+    assert f"it is for {made.url}, not for {tmp_path / 'other'}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -290,6 +305,7 @@ def test_reencode_looks_and_then_does(tmp_path: Path) -> None:
         (["--codec", "x", "--layers", "1"], "give one of --codec, --layers and --policy"),
         (["--layers", "1", "--from-tiles", "c"], "tiles is for a codec"),
         (["--layers", "1", "--max-distortion", "-1"], "max_distortion"),
+        (["--layers", "1", "--where", "   "], "where: is blank"),
         (["--layers", "9"], "9 layers are asked for"),
         (["--policy", "none.toml"], "no policy there"),
         (["--policy", "none.toml", "--where", "true"], "leave --where"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from nec_ray.config import Section, check, read_toml, schema
+from nec_ray.config import Section, Text, check, read_toml, schema
 from nec_ray.evaluate.baselines.quantised import Precision, Ranges
 from nec_ray.evaluate.baselines.scaling import Depth
 from nec_ray.models.segmentation import SegmentationDecoder
@@ -22,7 +22,7 @@ class Embeddings(Section):
     """What the method is called in results and pictures."""
     curve: str | None = None
     """Methods of one curve are joined by a line, such as the rates of one encoder."""
-    archive: str
+    archive: Text
     """The archive: a path or URL."""
     version: int | None = Field(default=None, ge=0)
     """Of the archive; the newest where not given."""
@@ -30,7 +30,7 @@ class Embeddings(Section):
     """Only the first layers of each payload; all where not given."""
     decoder_layer: Literal["none", "frozen", "trained"] = "none"
     """What becomes of the codec's first decoder layer at the consumer; only the head is trained behind it."""
-    catalog: str | None = None
+    catalog: Text | None = None
     """Tile catalog of the pixels, a path or URL: distortion and retrieval need the embeddings before compression."""
 
 
@@ -41,11 +41,11 @@ class _OfPixels(Section):
     """What the method is called in results and pictures."""
     curve: str | None = None
     """Methods of one curve are joined by a line."""
-    archive: str
+    archive: Text
     """Archive whose tiles, and unless `codec` is given whose encoder, are used: a path or URL."""
-    catalog: str
+    catalog: Text
     """Tile catalog of the pixels: a path or URL."""
-    codec: str | None = None
+    codec: Text | None = None
     """Codec directory of another encoder, such as the one that NEC's training began from: a path or URL."""
 
 
@@ -148,13 +148,13 @@ class Experiment(Section):
 
     title: str = Field(min_length=1)
     """Of the pictures."""
-    labels: str | None = None
+    labels: Text | None = None
     """Labels of the tiles, as `nec head` takes them; the archives' own where not given. For segmentation the masks."""
-    classes: str | None = None
+    classes: Text | None = None
     """List of the masks' classes, a path or URL; the classes.json beside them where not given."""
-    where: str | None = None
+    where: Text | None = None
     """SQL condition over `embeddings`: only these tiles are trained on and tested."""
-    test: str | None = None
+    test: Text | None = None
     """SQL condition over `embeddings`: these tiles are tested, all others are trained on; where not given the labels'
     own split, and where they have none a hash of the tile id."""
     label_shares: list[Share] = Field(default=[1.0], min_length=1)

@@ -25,6 +25,7 @@ from nec_ray.archive.layout import (
 )
 from nec_ray.archive.recorded import RecordedCatalog, check_recorded, write_recorded
 from nec_ray.codec import Codec
+from nec_ray.errors import BadQuery
 from nec_ray.runtime.choose import akin_codecs, choose_codec
 from nec_ray.runtime.commit import Committer, Progress
 from nec_ray.runtime.ledger import Ledger
@@ -136,6 +137,7 @@ def encode(
 
     Raises:
         NotFound: the catalog or codec is not there.
+        BadQuery: the condition is blank, or does not run.
         CodecMismatch: the codec does not fit the catalog's bands, or the archive's tiles.
         Interrupted: Ctrl-C; finished shards are committed.
     """
@@ -189,6 +191,8 @@ def prepare(
     create: bool = True,
 ) -> Iterator[Prepared]:
     """Open or create everything a run needs and plan it; with `create` false nothing is written to the archive."""
+    if where is not None and not where.strip():  # an unset variable of a shell must not encode everything
+        raise BadQuery(f"{catalog_url}: where: is blank; give a condition, or leave it out for all tiles")
     store = Store(archive_url)
     with tempfile.TemporaryDirectory(prefix="nec-plan-") as name:
         folder = Path(name)

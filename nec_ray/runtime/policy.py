@@ -3,26 +3,33 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from nec_ray.config import Section, check, read_toml, schema
+from nec_ray.config import Section, Text, check, read_toml, schema
 from nec_ray.errors import InputError
 
 _COMMAND = "the command"
+_ONE_OF: list[Any] = [
+    {"required": [key], "properties": {key: said}}
+    for key, said in (("layers", {"type": "integer"}), ("codec", {"type": "string"}), ("keep", {"const": True}))
+]
+"""A rule gives exactly one of these; null and `keep = false` count as not given."""
 
 
 class Rule(Section):
     """What some tiles should be. The first rule whose condition holds decides for a tile."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_OF})
+
     name: str = Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$")
-    where: str | None = Field(default=None, min_length=1)
+    where: Text | None = None
     """SQL condition over `embeddings`, such as "acquired_at < now() - INTERVAL 2 YEAR"; all tiles where not given."""
     layers: int | None = Field(default=None, ge=1, le=64)
     """Keep only the first layers of each payload; tiles that hold no more are left as they are."""
-    codec: str | None = Field(default=None, min_length=1)
+    codec: Text | None = None
     """Codec that the tiles should be under: a codec directory, the folder of a training run, or the first digits of the
     id of one in the archive. Of the same encoder, unless `tiles` says where pixels are."""
-    tiles: str | None = Field(default=None, min_length=1)
+    tiles: Text | None = None
     """Tile catalog, a path or URL: encode from its pixels instead of transcoding."""
     keep: bool = False
     """Leave these tiles as they are, whatever later rules say."""
@@ -66,7 +73,7 @@ class CostSection(Section):
 class Policy(Section):
     """A whole policy."""
 
-    archive: str = Field(min_length=1)
+    archive: Text
     """The archive: a path or URL."""
     rules: Annotated[list[Rule], Field(min_length=1, max_length=100)]
     lease: LeaseSection = LeaseSection()
@@ -81,6 +88,10 @@ class Policy(Section):
         return self
 
 
+class OneRule(Policy):
+    """What a command asks for, now: where no tile holds that many layers it is mistaken, a policy has nothing to do."""
+
+
 def read_policy(path: Path) -> Policy:
     """Policy of a TOML file.
 
@@ -91,7 +102,7 @@ def read_policy(path: Path) -> Policy:
     return check(Policy, read_toml(path, "policy"), path, "policy")
 
 
-def one_rule(archive: str, **rule: Any) -> Policy:
+def one_rule(archive: str, **rule: Any) -> OneRule:
     """A policy of one rule, whose keys are given; keys that are None count as not given.
 
     Raises:
@@ -99,10 +110,10 @@ def one_rule(archive: str, **rule: Any) -> Policy:
     """
     given = {key: value for key, value in rule.items() if value is not None}
     try:
-        return Policy.model_validate({"archive": archive, "rules": [{"name": _COMMAND, **given}]})
+        return OneRule.model_validate({"archive": archive, "rules": [{"name": _COMMAND, **given}]})
     except ValidationError as error:
         first = error.errors()[0]
-        key = f"{first['loc'][-1]}: " if first["type"] != "value_error" else ""
+        key = f"{first['loc'][-1]}: " if isinstance(first["loc"][-1], str) else ""  # or it is of the rule as a whole
         said = first["msg"].removeprefix("Value error, ").removeprefix(f"rule {_COMMAND!r}: ")
         raise InputError(f"{archive}: {key}{said}") from None
 

@@ -84,7 +84,7 @@ def reencode(
     Raises:
         NotFound: no archive, codec or catalog there.
         BadQuery: a condition does not parse or run.
-        InputError: a rule asks for more layers than its tiles have.
+        InputError: a command (`one_rule`) asks for more layers than its tiles have.
         CodecMismatch: tiles of another encoder, without a catalog of pixels.
         LeaseHeld: another run is at work.
         LeaseLost: this run was taken for dead; what was swapped stays.

@@ -23,7 +23,7 @@ from nec_ray.codec import Codec, CodecSpec, Scale, is_prefix, load_codec, scales
 from nec_ray.contracts import arrow_schema
 from nec_ray.errors import BadQuery, CodecMismatch, InputError, RunError
 from nec_ray.runtime.choose import named_codec
-from nec_ray.runtime.policy import Policy, Rule
+from nec_ray.runtime.policy import OneRule, Policy, Rule
 from nec_ray.runtime.transcode import transcode
 from nec_ray.storage import Store
 
@@ -140,24 +140,20 @@ def select(policy: Policy, store: Store) -> Selection:
     Raises:
         NotFound: no archive there, or no such codec.
         BadQuery: a condition does not parse or run; the message names its rule.
-        InputError: a rule asks for more layers than any of its tiles has.
+        InputError: a command asks for more layers than any of its tiles has.
         CodecMismatch: tiles are of another encoder than the codec to transcode them to, or hold less than it needs.
     """
     archive = open_archive(policy.archive)
     chosen = _first_rule(archive, policy.rules)
-    counts = archive.sql(
-        "SELECT rule, codec_id, count(*) AS tiles, count(*) FILTER (status = 'valid') AS valid, "
-        "sum(n_bytes)::BIGINT AS n_bytes, count(DISTINCT payload.pack) AS packs "
-        f"FROM (SELECT codec_id, status, n_bytes, payload, {chosen} AS rule FROM embeddings) "
-        "GROUP BY ALL ORDER BY rule, codec_id"
-    ).to_arrow_table()
-    rows = [row for row in counts.to_pylist() if row["rule"] is not None]
+    counts = _counted(archive, policy.rules, chosen).to_pylist()
+    rows = [row for row in counts if row["rule"] is not None]
     moves = []
+    asked_now = isinstance(policy, OneRule)
     for number, rule in enumerate(policy.rules):
         mine = [row for row in rows if row["rule"] == number]
-        moves += [Move(number=number, **found) for found in _moves(rule, mine, store)]
+        moves += [Move(number=number, **found) for found in _moves(rule, mine, store, asked_now=asked_now)]
     at, owner, marks = _owners(archive, chosen, moves)
-    return Selection(archive, at, chosen, moves, owner, marks, sum(row["n_bytes"] or 0 for row in counts.to_pylist()))
+    return Selection(archive, at, chosen, moves, owner, marks, sum(row["n_bytes"] or 0 for row in counts))
 
 
 def load_target(move: Move, store: Store, *, install: bool = True) -> Codec:
@@ -240,30 +236,63 @@ class CellRows:
 
 def _first_rule(archive: Archive, rules: Sequence[Rule]) -> str:
     """SQL that gives the number of the first rule whose condition holds for a tile."""
-    cases = []
-    for number, rule in enumerate(rules):
+    conditions = []
+    for rule in rules:
         try:
             condition = bracketed(rule.where)
             # Run by itself, so that an error names its rule.
             archive.sql(f"SELECT tile_id FROM embeddings WHERE {condition} LIMIT 0").to_arrow_table()
         except BadQuery as error:
             raise BadQuery(f"rule {rule.name!r}: {error}") from None
-        cases.append(f"WHEN {condition} THEN {number}")
-    return f"CASE {' '.join(cases)} END"
+        conditions.append(condition)
+    return _cases(conditions)
 
 
-def _moves(rule: Rule, rows: list[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
-    """What is to be done about the tiles of one rule, given their numbers by codec; those without payloads go along."""
+def _cases(conditions: Sequence[str]) -> str:
+    return f"CASE {' '.join(f'WHEN {one} THEN {number}' for number, one in enumerate(conditions))} END"
+
+
+def _counted(archive: Archive, rules: Sequence[Rule], chosen: str) -> pa.Table:
+    """Tiles, valid ones, bytes and packs by rule and codec.
+
+    Raises:
+        BadQuery: a condition parses, but fails on a tile, as a cast does; the message names its rule.
+    """
+    query = (
+        "SELECT rule, codec_id, count(*) AS tiles, count(*) FILTER (status = 'valid') AS valid, "
+        "sum(n_bytes)::BIGINT AS n_bytes, count(DISTINCT payload.pack) AS packs "
+        f"FROM (SELECT codec_id, status, n_bytes, payload, {chosen} AS rule FROM embeddings) "
+        "GROUP BY ALL ORDER BY rule, codec_id"
+    )
+    try:
+        return archive.sql(query).to_arrow_table()
+    except BadQuery:
+        # A condition is only met by tiles that no earlier one holds for: the first rules without the others, one more
+        # each time, fail where the last of them does.
+        for number, rule in enumerate(rules, 1):
+            try:
+                first = _cases([bracketed(one.where) for one in rules[:number]])
+                archive.sql(f"SELECT max({first}) FROM embeddings").to_arrow_table()
+            except BadQuery as error:
+                raise BadQuery(f"rule {rule.name!r}: {error}") from None
+        raise
+
+
+def _moves(rule: Rule, rows: list[dict[str, Any]], store: Store, *, asked_now: bool) -> Iterator[dict[str, Any]]:
+    """What is to be done about the tiles of one rule, given their numbers by codec; those without payloads go along.
+
+    Raises:
+        InputError: `asked_now`, by a command and not by a policy, are more layers than any of the tiles holds.
+    """
     if rule.keep:
         return
     specs = {row["codec_id"]: archive_spec(store, row["codec_id"]) for row in rows}
     held = {row["codec_id"] for row in rows if row["valid"]}
     if rule.layers is not None:
         most = max((len(specs[codec_id].layers) for codec_id in held), default=rule.layers)
-        if most < rule.layers:
+        if most < rule.layers and asked_now:
             raise InputError(
-                f"{store.url}: rule {rule.name!r}: {rule.layers} layers are asked for, its tiles have {most} at most; "
-                "ask for fewer"
+                f"{store.url}: {rule.layers} layers are asked for, the tiles have {most} at most; ask for fewer"
             )
         for row in rows:
             if len(specs[row["codec_id"]].layers) > rule.layers:

@@ -183,6 +183,9 @@ def test_methods_on_other_tiles_are_refused_before_anything_is_trained(work: Pat
         ({"methods": [{"kind": "nec", "name": "x"}]}, "methods.0.nec.archive: must be given"),
         ({"methods": [{"kind": "nec", "name": "x", "archive": "a", "layers": 0}]}, "methods.0.nec.layers: "),
         ({"methods": [{"kind": "nec", "name": "x", "archive": "a"}] * 2}, "two methods are named 'x'"),
+        ({"where": " "}, "where: is blank"),
+        ({"test": ""}, "test: is blank"),
+        ({"epochs": "2"}, "epochs: "),
         ({"tasks": ["knn", "knn"]}, "tasks: a task stands twice"),
         ({"tasks": ["retrieval"]}, "method 'whole' needs a catalog: retrieval"),
         (

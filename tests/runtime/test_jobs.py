@@ -35,6 +35,15 @@ def test_the_schema_is_that_of_the_job() -> None:
         ('archive = "a"', [], "catalog: must be given"),
         ('catalog = "c"\narchive = "a"\nworker = 3', [], "worker: no such key in this encode job"),
         ('catalog = "c"\narchive = "a"\nworkers = 0', [], "workers: Input should be greater"),
+        ('catalog = "c"\narchive = "a"\nworkers = true', [], "workers: Input should be a valid integer"),
+        ('catalog = "c"\narchive = "a"\nretry_failed = "yes"', [], "retry_failed: Input should be a valid boolean"),
+        ('catalog = "c"\narchive = "a"\ncommit_seconds = inf', [], "commit_seconds: "),
+        ('catalog = "c"\narchive = "a"\ncommit_seconds = 1e9', [], "commit_seconds: "),
+        ('catalog = "c"\narchive = "a"\nwait_seconds = inf', [], "wait_seconds: "),
+        ('catalog = "c"\narchive = ""', [], "archive: is blank"),
+        ('catalog = ""\narchive = "a"', [], "catalog: is blank"),
+        ('catalog = "c"\narchive = "a"\nwhere = ""', [], "where: is blank"),
+        ('catalog = "c"\narchive = "a"', ["where= "], "where: is blank"),
         ('catalog = "c"\narchive = "a"', ["workers=many"], "workers: Input should be a valid integer"),
         ('catalog = "c"\narchive = "a"', ["workers"], "write it as key=value"),
         ("catalog = ", [], "no TOML"),
@@ -46,6 +55,45 @@ def test_what_is_no_job_is_refused_in_one_line(lines: str, overrides: list[str],
     with pytest.raises(BadRecipe, match=message) as caught:
         read_encode_job(path, overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_what_overrides_a_job_has_the_type_of_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text('catalog = "c"\narchive = "a"')
+    asked = read_encode_job(path, ["workers=4", "retry_failed=true", "wait_seconds=5", "codec=12345678", "where=true"])
+    assert (asked.workers, asked.retry_failed, asked.wait_seconds) == (4, True, 5.0)
+    assert (asked.codec, asked.where) == ("12345678", "true")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("OSError(28, 'No space left on device')", 1),
+        ("MemoryError()", 1),
+        ("ValueError('two\\nlines of s3://user:secret@bucket')", 1),
+        ("ConnectionResetError(104, 'Connection reset by peer')", 75),
+        ("TimeoutError('no answer')", 75),
+    ],
+)
+def test_an_error_of_no_type_of_ours_is_one_json_line_too(error: str, code: int) -> None:
+    script = f"from nec_ray.runtime.job import run_job\ndef work(): raise {error}\nraise SystemExit(run_job(work))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    [line] = [json.loads(text) for text in done.stderr.splitlines()]
+    assert (line["level"], line["error"], line["retry"]) == ("error", error.partition("(")[0], code == 75)
+    assert line["event"].startswith(f"{line['error']}: ")
+    assert "\n" not in line["event"]
+    assert line["traceback"].startswith("Traceback")
+    assert "in work" in line["traceback"]
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["0", "-3", "many"])
+def test_a_re_encoding_has_a_worker_at_least(workers: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "reencode.py"), str(tmp_path / "none.toml"), "--workers", workers]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "argument --workers: " in done.stderr
 
 
 @pytest.fixture(scope="module")

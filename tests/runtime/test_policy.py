@@ -1,6 +1,8 @@
 """Policies: closed, each mistake named by its key; the schema file says the same."""
 
 import json
+import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,13 @@ RULE = 'archive = "a"\n[[rules]]\nname = "r"\n'
         (RULE + "layers = 1\nmax_distortion = -1\n", "rules.0.max_distortion: "),
         (RULE + "layers = 1\nmax_distortion = nan\n", "rules.0.max_distortion: "),
         (RULE + 'codec = "c"\ntiles = "t"\nmax_distortion = 0.1\n', "two encoders cannot be compared"),
-        (RULE + 'layers = 1\nwhere = ""\n', "rules.0.where: "),
+        (RULE + 'layers = 1\nwhere = ""\n', "rules.0.where: is blank"),
+        (RULE + 'layers = 1\nwhere = " \\t "\n', "rules.0.where: is blank"),
+        (RULE + "layers = true\n", "rules.0.layers: "),
+        (RULE + 'layers = "2"\n', "rules.0.layers: "),
+        (RULE + 'keep = "yes"\n', "rules.0.keep: "),
+        (RULE + 'layers = 1\n[lease]\nseconds = "60"\n', "lease.seconds: "),
+        (RULE.replace('"a"', '" "') + "layers = 1\n", "archive: is blank"),
         (RULE + 'layers = 1\n[[rules]]\nname = "r"\nlayers = 2\n', "two rules are named 'r'"),
         (RULE + "layers = 1\n[lease]\nseconds = 0\n", "lease.seconds: "),
         (RULE + "layers = 1\n[lease]\nholder = 'x'\n", "lease.holder: no such key in this policy"),
@@ -108,8 +116,36 @@ def test_the_schema_alone_refuses_unknown_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "fits"),
+    [
+        ("layers = 2", True),
+        ("layers = 2\nkeep = false", True),
+        ('codec = "c"\nwhere = "true"', True),
+        ("keep = true", True),
+        ("", False),
+        ("keep = false", False),
+        ('layers = 2\ncodec = "c"', False),
+        ("layers = 2\nkeep = true", False),
+        ('codec = "c"\nkeep = true', False),
+        ("layers = true", False),
+        ('layers = "2"', False),
+        ('keep = "yes"', False),
+        ('layers = 2\nwhere = " "', False),
+        ("layers = 2\nmax_distortion = 1", True),
+        ("layers = 2\nmax_distortion = true", False),
+    ],
+)
+def test_schema_and_code_agree(tmp_path: Path, lines: str, fits: bool) -> None:
+    text = RULE + lines
+    assert Draft202012Validator(contract("policy.schema.json")).is_valid(tomllib.loads(text)) == fits
+    with nullcontext() if fits else pytest.raises(BadRecipe):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
     ("rule", "message"),
     [
+        ({"layers": 1, "where": "   "}, "where: is blank"),
         ({}, "give one of layers, codec and keep"),
         ({"layers": 1, "tiles": "c"}, "tiles is for a codec"),
         ({"layers": 65}, "layers: "),

@@ -243,11 +243,39 @@ def test_a_damaged_tile_stays_and_is_named(made: Made) -> None:
     assert seen(made.url)["a007"][0] == made.codec.id
 
 
+def test_a_policy_s_rule_that_has_nothing_to_do_does_not_keep_the_others_from_theirs(made: Made) -> None:
+    rules = [
+        {"name": "more than there are", "where": "label = 'water'", "layers": 3},
+        {"name": "rest", "layers": 1},
+    ]
+    policy = Policy.model_validate({"archive": made.url, "rules": rules})
+    looked, done = dry_run(policy), reencode(policy, local=True)
+    assert looked.todo == done.swapped == 20
+    left = open_archive(made.url).rows(["codec_id"], "label = 'water'")["codec_id"].to_pylist()
+    assert left == [made.codec.id] * 20
+    alone = Policy.model_validate({"archive": made.url, "rules": rules[:1]})
+    assert reencode(alone, local=True).todo == 0
+
+
+def test_a_condition_that_fails_on_a_tile_names_its_rule(made: Made) -> None:
+    """The first rule keeps what the third's cast could not take from it; the second is not the culprit."""
+    rules = [
+        {"name": "kept", "where": "label = 'water'", "keep": True},
+        {"name": "sound", "where": "tile_id = 't000'", "layers": 1},
+        {"name": "unsound", "where": "CAST(tile_id AS INT) > 3", "layers": 1},
+        {"name": "rest", "keep": True},
+    ]
+    with pytest.raises(BadQuery, match=r"^rule 'unsound': .*Conversion Error") as caught:
+        dry_run(Policy.model_validate({"archive": made.url, "rules": rules}))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("rule", "kind", "message"),
     [
-        ({"layers": 3}, InputError, "3 layers are asked for, its tiles have 2 at most"),
+        ({"layers": 3}, InputError, "3 layers are asked for, the tiles have 2 at most"),
         ({"layers": 1, "where": "no_such = 1"}, BadQuery, "rule 'the command': .*no_such"),
+        ({"layers": 1, "where": "CAST(tile_id AS INT) > 3"}, BadQuery, "rule 'the command': .*Conversion Error"),
         ({"layers": 1, "where": "true) OR (true"}, BadQuery, "no SQL condition"),
         ({"layers": 1, "where": "1; DROP VIEW embeddings"}, BadQuery, "rule 'the command'"),
         (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from nec_ray.config import Section, schema
+from nec_ray.config import Section, Text, schema
 
 Protocol = Literal["fine_tuning", "linear", "linear_first_layer", "knn", "segmentation", "segmentation_frozen"]
 PROTOCOLS: tuple[Protocol, ...] = (
@@ -30,7 +30,7 @@ EVERY_SAMPLE = "every sample"
 class Dataset(Section):
     """A data set of GEO-Bench, and which of it is used."""
 
-    folder: str
+    folder: Text
     """Its folder, a path or URL; below `root` where that is given."""
     paper: str | None = None
     """What the paper's tables call it; known of the folders m-bigearthnet, m-so2sat, m-eurosat, m-cashew-plant(ation)
@@ -119,7 +119,7 @@ class CodecEncoder(_Encoder):
     """The encoder of a codec, its embeddings not compressed."""
 
     kind: Literal["codec"]
-    codec: str
+    codec: Text
     """Codec directory, a path or URL."""
 
 
@@ -127,7 +127,7 @@ class ArchiveEmbeddings(_Encoder):
     """Embeddings pulled from an archive, at the bytes that were fetched; tiles are those of `nec tiles build`."""
 
     kind: Literal["archive"]
-    archive: str
+    archive: Text
     """The archive, a path or URL."""
     version: int | None = Field(default=None, ge=0)
     """Of the archive; the newest where not given."""
