@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,9 @@ from nec_ray.tiles import OrderedTiles
 from nec_ray.tiles.catalog import repeated, rows_where
 
 _MEMORY_SHARE = 0.25
-"""Of the machine's memory: beyond it DuckDB writes to disk."""
+"""Of the memory that this process may use: beyond it DuckDB writes to disk."""
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""What a container may use, in bytes, by cgroups v2 and v1; `max` or a number past all memory is no limit."""
 _INDEX_COLUMNS = ("tile_id", "source_etag", "status", "codec_id", "encoded_at", "encoded_from", "n_bytes")
 _SCHEMA = """
 CREATE TABLE tiles (n BIGINT, tile_id VARCHAR, source_etag VARCHAR, asked BOOLEAN, raw_bytes BIGINT, dtype VARCHAR);
@@ -72,7 +75,7 @@ class Ledger:
     """
 
     def __init__(self, tiles: OrderedTiles, folder: Path, where: str | None) -> None:
-        memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _MEMORY_SHARE)
+        memory = int(usable_memory() * _MEMORY_SHARE)
         self._db = duckdb.connect(
             os.fspath(folder / "ledger.duckdb"),
             config={"memory_limit": f"{memory >> 20}MB", "temp_directory": os.fspath(folder / "spill")},
@@ -185,6 +188,15 @@ class Ledger:
     def _row(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
         [row] = self._db.execute(sql, list(params)).fetchall()
         return tuple(row)
+
+
+def usable_memory() -> int:
+    """Bytes that this process may use: the machine's memory, or less where its container has a limit."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # not there, or no number: no limit
+            found.append(int(path.read_text()))
+    return min(found)
 
 
 def _asked(table: pa.Table, where: str | None) -> npt.NDArray[np.bool_]:
