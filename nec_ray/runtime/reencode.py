@@ -4,6 +4,7 @@ Each swap is one transaction that readers do not notice, so that a run may be ki
 at a time has the archive's lease.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -22,6 +23,7 @@ from nec_ray.archive.index import Index
 from nec_ray.codec import Codec
 from nec_ray.errors import ConflictError, Interrupted, RunError, TooMuchLoss
 from nec_ray.runtime.cluster import connect
+from nec_ray.runtime.metrics import ReencodeMetrics
 from nec_ray.runtime.policy import Policy
 from nec_ray.runtime.reencode_account import Reencoding, add_up, move_account, new_account
 from nec_ray.runtime.reencode_pixels import ENCODED_CELL, Pixels, discard, packs_of, repacked
@@ -35,6 +37,7 @@ from nec_ray.storage import Store
 from nec_ray.storage.lease import Lease
 
 LEASE = "leases/reencode"
+_LOG = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (tiles done, tiles to do)."""
 
@@ -101,6 +104,8 @@ def reencode(
     store.check_writable()
     with Lease(store, LEASE, policy.lease.seconds) as lease:
         selection = select_tiles(policy, store)  # another run may just have ended
+        planned = {"tiles": len(selection.owner), "to_reencode": selection.todo, "moves": len(selection.moves)}
+        _LOG.info("planned", extra={"facts": {"archive": store.url, **planned}})
         run = _Run(store, lease, selection, progress)
         if selection.todo <= CHUNK_TILES and not any(move.encodes for move in selection.moves):
             local = True  # one task: Ray takes longer to start
@@ -142,6 +147,7 @@ class _Run:
         self._selection = selection
         self._progress = progress
         self._seen = 0
+        self._metrics = ReencodeMetrics()
         self._losses: dict[int, Loss] = {}
         self._pending: dict[int, _Pending] = {}
         self._refused: set[int] = set()
@@ -201,6 +207,8 @@ class _Run:
                 f"{allowed:g} is allowed; it was not swapped: allow more, or keep more layers"
             )
             self._refused.add(move.number)
+            self._metrics.cell(account.target, "refused")
+            _LOG.warning("cell refused", extra={"facts": self._facts(move, cell.tiles) | {"distortion": lost}})
         if move.number in self._refused:
             discard(self._store, packs_of(rows))
             self._pass_over(move, cell.tiles)
@@ -261,20 +269,33 @@ class _Run:
                 break
             changes = {tile_id: known[tile_id]["encoded_at"] for tile_id in rows["tile_id"].to_pylist()}
             self._lease.check()
+            began = time.monotonic()
             try:
-                self._index.swap(changes, rows, "reencode")
+                done = self._index.swap(changes, rows, "reencode")
             except ConflictError:
                 rows = self._unchanged(changes, rows)
                 continue
             account.swapped += rows.num_rows
-            account.bytes_after += pc.sum(rows["n_bytes"]).as_py() - sum(known[i]["n_bytes"] for i in changes)
+            size, seconds = pc.sum(rows["n_bytes"]).as_py(), time.monotonic() - began
+            account.bytes_after += size - sum(known[i]["n_bytes"] for i in changes)
             account.cells += 1
             self.swapped += rows.num_rows
             account.left += asked - rows.num_rows
             self._advance(asked)
+            self._metrics.tiles(account.target, "swapped", rows.num_rows)
+            self._metrics.tiles(account.target, "left", asked - rows.num_rows)
+            self._metrics.swapped(account.target, size, seconds)
+            facts = {"version": done.version, "left": asked - rows.num_rows, "payload_bytes": size, "seconds": seconds}
+            _LOG.info("cell swapped", extra={"facts": self._facts(move, rows.num_rows) | facts})
             return
-        account.left += asked
-        self._advance(asked)
+        self._metrics.cell(account.target, "left")
+        _LOG.warning("cell left, others changed it", extra={"facts": self._facts(move, asked)})
+        self._pass_over(move, asked)
+
+    def _facts(self, move: Move, tiles: int) -> dict[str, Any]:
+        """Of a log line about a cell."""
+        target = self.accounts[id(move)].target
+        return {"rule": move.rule.name, "codec": target, "tiles": tiles, "done": self._seen, "of": self._selection.todo}
 
     def _unchanged(self, changes: dict[str, datetime], rows: pa.Table) -> pa.Table:
         """Rows of tiles that in the newest version are what they were."""
@@ -290,10 +311,14 @@ class _Run:
         for tile_id, reason in reasons.items():
             if len(account.reasons) < 10:
                 account.reasons[tile_id] = reason
+            _LOG.warning("tile failed", extra={"facts": {"tile_id": tile_id, "reason": reason}})
+        self._metrics.tiles(account.target, "failed", len(reasons))
         self._advance(len(reasons))
 
     def _pass_over(self, move: Move, tiles: int) -> None:
-        self.accounts[id(move)].left += tiles
+        account = self.accounts[id(move)]
+        account.left += tiles
+        self._metrics.tiles(account.target, "left", tiles)
         self._advance(tiles)
 
     def _advance(self, tiles: int) -> None:

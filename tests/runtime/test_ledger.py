@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -42,10 +43,10 @@ def test_duckdb_is_given_a_quarter_of_the_containers_memory(tmp_path: Path, monk
     given: list[str] = []
     connect = duckdb.connect
 
-    def note(path: str, config: dict[str, str]) -> duckdb.DuckDBPyConnection:
+    def note(path: str, config: Any) -> duckdb.DuckDBPyConnection:
         given.append(config["memory_limit"])
         return connect(path, config=config)
 
-    monkeypatch.setattr(ledger.duckdb, "connect", note)
+    monkeypatch.setattr(duckdb, "connect", note)
     with Ledger(OrderedTiles(tmp_path / "catalog.parquet", tmp_path), tmp_path, None):
         assert given[-1] == "256MB"

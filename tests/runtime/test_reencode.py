@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+import ray.util.metrics
 from PIL import Image
 
 from nec_ray import load_codec, open_archive
@@ -542,6 +544,51 @@ def test_on_an_object_store(s3_server: Server, tmp_path: Path) -> None:
         assert np.array_equal(symbols, made.symbols[tile_id][:, :8])
     assert not verify(archive).faults
     assert reencode(policy, local=True).version == done.version
+
+
+class _Counted:
+    """Stands in for Ray's counters and histograms."""
+
+    total: ClassVar[dict[tuple[str, ...], float]] = {}
+
+    def __init__(self, name: str, *_: object) -> None:
+        self._name = name
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        key = self._name, *(tags[tag] for tag in sorted(tags))
+        self.total[key] = self.total.get(key, 0) + value
+
+    def observe(self, value: float, tags: dict[str, str]) -> None:
+        assert value > 0
+        self.inc(1, tags)
+
+
+def test_a_run_logs_and_counts_every_cell(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for name in ("Counter", "Histogram"):
+        monkeypatch.setattr(f"ray.util.metrics.{name}", _Counted)
+    monkeypatch.setattr(_Counted, "total", {})
+    damage(made, "a007")
+    with caplog.at_level("INFO", logger="nec_ray.runtime.reencode"):
+        done = reencode(one_rule(made.url, layers=1), local=True, cell_tiles=15)
+    lines = [(record.getMessage(), vars(record)["facts"]) for record in caplog.records]
+    assert lines[0] == ("planned", {"archive": made.url, "tiles": 40, "to_reencode": 40, "moves": 1})
+    assert [facts["tile_id"] for event, facts in lines if event == "tile failed"] == ["a007"]
+    swaps = [facts for event, facts in lines if event == "cell swapped"]
+    assert [swap["version"] for swap in swaps] == [3, 4, 5, 6]
+    assert sum(swap["tiles"] for swap in swaps) == done.swapped == 39
+    rows = open_archive(made.url).rows(["codec_id", "n_bytes"], "tile_id <> 'a007'")
+    assert sum(swap["payload_bytes"] for swap in swaps) == sum(rows["n_bytes"].to_pylist())
+    [cut] = set(rows["codec_id"].to_pylist())
+    assert _Counted.total == {
+        ("nec_reencoded_tiles_total", cut[:12], "swapped"): 39,
+        ("nec_reencoded_tiles_total", cut[:12], "failed"): 1,
+        ("nec_reencoded_cells_total", cut[:12], "swapped"): 4,
+        ("nec_reencoded_bytes_total", cut[:12]): sum(rows["n_bytes"].to_pylist()),
+        ("nec_swap_seconds", cut[:12]): 4,
+    }
 
 
 def job(policy: Path, *more: str) -> "subprocess.CompletedProcess[str]":
