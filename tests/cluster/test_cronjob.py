@@ -57,5 +57,12 @@ def test_it_submits_once_follows_and_tells_failure(head: RayHead, tmp_path: Path
     assert "the policy is read" in again.stdout
     assert (tmp_path / "reencode.toml.runs").read_text() == "run "
 
-    assert pod("nec-reencode-2", 75).returncode != 0
+    [rule] = manifest["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    final = rule["onExitCodes"]["values"]
+    assert pod("nec-reencode-2", 75).returncode not in {0, *final}
     assert (tmp_path / "reencode.toml.runs").read_text() == "run run "
+    retried = pod("nec-reencode-2", 0)  # what the pod's retry is for: an attempt of its own
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    assert (tmp_path / "reencode.toml.runs").read_text() == "run run run "
+
+    assert pod("nec-reencode-3", 1).returncode in final

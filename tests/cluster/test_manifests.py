@@ -262,6 +262,15 @@ def test_schedules_agree_and_no_run_outlives_its_week() -> None:
     assert "--feature-gates=RayCronJob=true" in text
 
 
+def test_retries_are_few_where_each_is_a_cluster() -> None:
+    assert KUBERAY["rayjob"]["spec"]["backoffLimit"] <= 1
+    assert KUBERAY["raycronjob"]["spec"]["jobTemplate"]["backoffLimit"] <= 1
+    plain = KUBERAY["cronjob"]["spec"]["jobTemplate"]["spec"]
+    [container] = plain["template"]["spec"]["containers"]
+    assert [rule["onExitCodes"]["containerName"] for rule in plain["podFailurePolicy"]["rules"]] == [container["name"]]
+    assert plain["template"]["spec"]["restartPolicy"] == "Never"  # which a failure policy asks for
+
+
 def test_runtime_environments_name_known_fields() -> None:
     from ray.runtime_env import RuntimeEnv
 
