@@ -79,6 +79,9 @@ def test_who_may_more_than_whom() -> None:
     assert may("consumer") < may("maintainer")
     assert {a for a, _ in may("consumer")} == {"s3:ListBucket", "s3:GetObject"}
     assert "s3:DeleteObject" not in {a for a, _ in may("provider")}
+    of_runs = {(a, r) for a, r in may("provider") if "RUNS-" in r}
+    assert {a for a, _ in of_runs} == {"s3:ListBucket", "s3:GetObject"}, "a provider reads a run's codec, no more"
+    assert of_runs < may("trainer")
 
 
 @pytest.fixture(scope="module")
