@@ -9,17 +9,31 @@ from nec_ray.config import Section, Text, check, read_toml, schema
 from nec_ray.errors import InputError
 
 _COMMAND = "the command"
-_ONE_OF: list[Any] = [
-    {"required": [key], "properties": {key: said}}
-    for key, said in (("layers", {"type": "integer"}), ("codec", {"type": "string"}), ("keep", {"const": True}))
-]
-"""A rule gives exactly one of these; null and `keep = false` count as not given."""
+_GIVEN: dict[str, Any] = {
+    key: {"required": [key], "properties": {key: said}}
+    for key, said in {
+        "layers": {"type": "integer"},
+        "codec": {"type": "string"},
+        "keep": {"const": True},
+        "tiles": {"type": "string"},
+        "max_distortion": {"type": "number"},
+    }.items()
+}
+"""That a key is given, as JSON Schema; null and `keep = false` count as not given."""
+_TOGETHER: dict[str, Any] = {
+    "oneOf": [_GIVEN["layers"], _GIVEN["codec"], _GIVEN["keep"]],
+    "allOf": [
+        {"if": _GIVEN["tiles"], "then": _GIVEN["codec"]},
+        {"if": _GIVEN["max_distortion"], "then": {"not": {"anyOf": [_GIVEN["tiles"], _GIVEN["keep"]]}}},
+    ],
+}
+"""What `Rule._one_thing` says, for the schema."""
 
 
 class Rule(Section):
     """What some tiles should be. The first rule whose condition holds decides for a tile."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_OF})
+    model_config = ConfigDict(json_schema_extra=_TOGETHER)
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$")
     where: Text | None = None

@@ -132,6 +132,11 @@ def test_the_schema_alone_refuses_unknown_keys(tmp_path: Path) -> None:
         ('keep = "yes"', False),
         ('layers = 2\nwhere = " "', False),
         ("layers = 2\nmax_distortion = 1", True),
+        ('codec = "c"\nmax_distortion = 0.5', True),
+        ('codec = "c"\ntiles = "t"', True),
+        ('layers = 2\ntiles = "t"', False),
+        ('codec = "c"\ntiles = "t"\nmax_distortion = 0.5', False),
+        ("keep = true\nmax_distortion = 0.5", False),
         ("layers = 2\nmax_distortion = true", False),
     ],
 )
