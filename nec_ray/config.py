@@ -12,10 +12,13 @@ from nec_ray.errors import BadRecipe, NotFound
 class Section(BaseModel):
     """A part of a configuration file: unknown keys are refused, docstrings become the schema's descriptions.
 
-    Numbers are finite. Values are taken as they are, so that the code accepts what the JSON Schema does: "2" and true are no integers.
+    Numbers are finite, and values are taken as they are, so that the code accepts what the JSON Schema does: "2" and
+    true are no integers.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def _not_blank(text: str) -> str:

@@ -7,26 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from nec_ray.config import Section, check, override, read_toml, schema
+from nec_ray.config import Section, Text, check, override, read_toml, schema
 from nec_ray.errors import BadRecipe
 
 
-class _Numbers(Section):
-    """A section of numbers and names, none of which is true or false."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean(cls, value: Any) -> Any:
-        """The value of a key; pydantic would take true for 1."""
-        if any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value])):
-            raise ValueError("true and false are no values of this key")
-        return value
-
-
-class DataSection(_Numbers):
+class DataSection(Section):
     """What is trained on."""
 
-    catalog: str = Field(min_length=1)
+    catalog: Text
     """Tile catalog: a path or URL."""
     title: str | None = Field(default=None, min_length=1)
     """What the data is called in the codec's lineage; the catalog's title or address where not given."""
@@ -59,7 +47,7 @@ class DataSection(_Numbers):
 _MP_MAE_MASK = 0.6
 
 
-class ModelSection(_Numbers):
+class ModelSection(Section):
     """Which masked autoencoder."""
 
     family: str = "mae_vit"
@@ -98,7 +86,7 @@ class ModelSection(_Numbers):
     """Type in which the codec keeps its weights; the encoder computes in float32."""
 
 
-class TrainSection(_Numbers):
+class TrainSection(Section):
     """How it is trained: MAE pretraining, then adaptation with the entropy model."""
 
     pretrain_epochs: int = Field(default=100, ge=0)
