@@ -74,7 +74,7 @@ def test_pixels_are_segmented_by_what_they_show(codec: Codec) -> None:
     x = (7700 + 1500 * (quarters[:, None] - 0.5 + noise)).astype(np.float32)
     y = quarters.astype(np.uint8)
     y[:, :2] = 255
-    scores, said = segment_pixels(x[:36], y[:36], x[36:], y[36:], codec, classes=2, epochs=12)
+    scores, said = segment_pixels(x[:36], y[:36], x[36:], y[36:], codec, classes=2, epochs=30)
     assert said.shape == (12, 32, 32)
     counts = y[36:] != 255
     assert scores.accuracy == pytest.approx((said == y[36:])[counts].mean())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -224,6 +225,47 @@ def test_a_stopped_job_commits_what_is_finished(work: Path, head: RayHead) -> No
     assert "again to go on" in str(lines[-1]["event"])
     assert lines[-1]["retry"] is True
     assert 0 < len(open_archive(work / "stopped")) < len(hashes(work / "whole"))
+
+
+@pytest.mark.slow
+def test_a_re_encoding_as_a_job_leaves_what_encoding_would(work: Path, head: RayHead) -> None:
+    random_codec(work / "other", seed=1)
+    encode(work / "catalog.parquet", work / "expected", codec_url=str(work / "other"), local=True)
+    shutil.copytree(work / "whole", work / "old")
+    rule = f'[[rules]]\nname = "new"\ncodec = "{work / "other"}"\ntiles = "{work / "catalog.parquet"}"\n'
+    (work / "policy.toml").write_text(f'archive = "{work / "old"}"\n{rule}')
+    client = JobSubmissionClient(head.url)
+    command = f"{sys.executable} {ROOT / 'jobs' / 'reencode.py'} {work / 'policy.toml'}"
+    for swapped in (len(hashes(work / "whole")), 0):  # the second time nothing is left to do
+        code, lines = finish(head, client.submit_job(entrypoint=command))
+        assert (code, lines[-1]["swapped"]) == (0, swapped), lines
+        cells = [line for line in lines if line.get("event") == "cell swapped"]
+        assert sum(int(str(line["tiles"])) for line in cells) == swapped
+        assert hashes(work / "old") == hashes(work / "expected")
+
+
+@pytest.mark.slow
+def test_a_training_as_a_job_leaves_a_codec(work: Path, head: RayHead) -> None:
+    (work / "recipe.toml").write_text(
+        f"""
+data = {{catalog = "{work / "catalog.parquet"}", size = 32, max_tiles = 64}}
+model = {{size = "micro", patch = 8, depth = 2}}
+train = {{pretrain_epochs = 1, adapt_epochs = 1, batch_size = 32}}
+"""
+    )
+    client = JobSubmissionClient(head.url)
+    command = f"{sys.executable} {ROOT / 'jobs' / 'train.py'} {work / 'recipe.toml'} --out {work / 'run'}"
+    code, lines = finish(head, client.submit_job(entrypoint=command))
+    assert (code, lines[-1]) == (0, {"result": str(work / "run" / "codec")}), lines
+    assert str(lines[-2]["event"]).startswith("epoch 2 of 2 (adapt)")
+    encode(
+        work / "catalog.parquet",
+        work / "trained",
+        codec_url=str(work / "run" / "codec"),
+        where="x_off < 64",
+        local=True,
+    )
+    assert open_archive(work / "trained").pull().embeddings.shape[2] == 128
 
 
 @pytest.mark.slow
